@@ -1,0 +1,107 @@
+"""What a component is, and where its values lie in stored tensors and module outputs."""
+
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+COMPONENTS: tuple[str, ...] = (
+    "embedding",
+    "position",
+    "q",
+    "k",
+    "v",
+    "o",
+    "qk_norm",
+    "gate",
+    "up",
+    "down",
+    "fc1",
+    "fc2",
+    "router",
+    "expert",
+    "norm",
+    "residual",
+    "lm_head",
+    "embedding+lm_head",
+)
+"""The role of a tensor or output, the same word for every architecture, in the order of a forward pass."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a fused projection that belong to one component.
+
+    Row i belongs when `offset <= i % period < offset + length`: one block for Phi-3's `[q; k; v]`
+    (period = all rows), one block per head for GPT-NeoX's interleaved `query_key_value`.
+    """
+
+    offset: int
+    length: int
+    period: int
+
+    def locate(self, positions: np.ndarray) -> np.ndarray:
+        """Rows of the fused tensor for positions 0, 1, ... within the component (int64 arrays, any shape)."""
+        block, within = np.divmod(positions, self.length)
+        return block * self.period + self.offset + within
+
+    def contains(self, rows: np.ndarray) -> np.ndarray:
+        """Whether each row of the fused tensor belongs to the component (bool array)."""
+        return (rows % self.period >= self.offset) & (rows % self.period < self.offset + self.length)
+
+
+@dataclass(frozen=True)
+class ParameterSite:
+    """One component's share of one stored parameter.
+
+    `shape` is the shape of the share, `stored_shape` of the whole tensor; they differ along `dim` only,
+    by `rows`. `layer` is None outside the decoder layers.
+    """
+
+    name: str
+    component: str
+    layer: int | None
+    shape: tuple[int, ...]
+    stored_shape: tuple[int, ...]
+    dim: int
+    rows: Rows
+
+    @property
+    def numel(self) -> int:
+        """Number of stored values of the share."""
+        return prod(self.shape)
+
+    def locate(self, flat: np.ndarray) -> np.ndarray:
+        """Offsets in the flattened stored tensor for flat positions in the share (int64 arrays)."""
+        index = list(np.unravel_index(flat, self.shape))
+        index[self.dim] = self.rows.locate(index[self.dim])
+        return np.ravel_multi_index(tuple(index), self.stored_shape)
+
+
+@dataclass(frozen=True)
+class OutputSite:
+    """One component's share of one module's output.
+
+    The output holds `channels` values per token. `layout` names the axes of the output tensor:
+    `btc` batch, token, channel; `nc` the first two flattened (mixture-of-experts blocks); `bthc` channels
+    split in heads; `bhtc` heads before tokens. `rows` picks the component's channels of a fused output and
+    `features` is their number.
+    """
+
+    module: str
+    component: str
+    layer: int | None
+    features: int
+    channels: int
+    rows: Rows
+    layout: str
+
+
+@dataclass(frozen=True)
+class ComponentMap:
+    """Every parameter and every mapped output of one model."""
+
+    architecture: str
+    layers: int
+    parameters: tuple[ParameterSite, ...]
+    outputs: tuple[OutputSite, ...]

@@ -1,0 +1,13 @@
+"""Number formats and their bits, and the one source of randomness."""
+
+from aftershock.numerics.formats import (
+    BIT_CLASSES,
+    FORMATS,
+    BitClass,
+    NumberFormat,
+    format_of,
+    words,
+)
+from aftershock.numerics.random import generator
+
+__all__ = ["BIT_CLASSES", "FORMATS", "BitClass", "NumberFormat", "format_of", "generator", "words"]
