@@ -1,0 +1,128 @@
+"""What a study keeps. Every record is immutable, versioned and says by itself what it is.
+
+Nothing here holds a time, a path or a machine's name: equal records mean equal results.
+"""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+RECORD_VERSION = 1
+
+Outcome = Literal["masked", "benign", "subtle", "distorted", "non_finite", "crash", "unreached"]
+"""`unreached`: the fault's moment never came for this item (its answer had ended before)."""
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, unknown fields refused, NaN and infinities kept as text in JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class Strike(Record):
+    """One word that a fault changed (or found unchanged, for a stuck bit that already had its value).
+
+    `fault` is the position in the trial's fault set, `index` the element's index in the stored tensor, or
+    (token column within the item's own tokens, channel) for an activation. `item` is None for weights.
+    `old_bits` and `new_bits` are the unsigned words, `old_value` and `new_value` their values.
+    """
+
+    fault: int
+    tensor: str
+    index: tuple[int, ...]
+    item: str | None
+    old_bits: int
+    new_bits: int
+    old_value: float
+    new_value: float
+
+
+class ItemRecord(Record):
+    """One item under one trial. `output` is kept where it differs from golden's.
+
+    `eligible`: golden answers it right (or it has no reference) and the fault reached it.
+    `score_change`: faulty minus golden score. `first_difference`: position of the first token of the answer that differs, None
+    when all are equal. `rmse` and `kl` compare the logits, in fp32, teacher-forced on the golden text: root mean
+    square difference, and mean KL(golden || faulty) in nats.
+    """
+
+    item: str
+    outcome: Outcome
+    eligible: bool
+    right: bool | None
+    output: str | None
+    score_change: float
+    first_difference: int | None
+    rmse: float | None
+    kl: float | None
+
+
+class TrialRecord(Record):
+    """One trial: its faults, what they struck, and what became of each item.
+
+    The labels (`site` ... `stage`) are the fault's own; "several" where the faults of the set differ.
+    Of a set of more than 64 faults the first 64 lines and strikes are kept; `fault_count` tells how many there were,
+    `strikes_digest` covers all of them. `residual_error` is the relative error of the residual stream after the
+    embedding and after each layer (the largest over the items), for the trials that are traced.
+    """
+
+    trial: int
+    faults: tuple[str, ...]
+    fault_count: int
+    site: str
+    component: str
+    layer: int | None
+    bits: tuple[int, ...]
+    bit_class: str
+    stage: str
+    strikes: tuple[Strike, ...]
+    strikes_digest: str
+    items: tuple[ItemRecord, ...]
+    residual_error: tuple[float, ...] | None = None
+
+    @property
+    def eligible(self) -> tuple[ItemRecord, ...]:
+        """The items that count for SDC."""
+        return tuple(item for item in self.items if item.eligible)
+
+    @property
+    def sdc_share(self) -> float | None:
+        """Share of the eligible items with outcome subtle or distorted; None when no item is eligible."""
+        eligible = self.eligible
+        if not eligible:
+            return None
+        return sum(item.outcome in ("subtle", "distorted") for item in eligible) / len(eligible)
+
+
+class GoldenRecord(Record):
+    """One item's fault-free answer."""
+
+    item: str
+    kind: str
+    group: str
+    prompt: str
+    output: str
+    reference: str | None
+    right: bool | None
+    score: float
+
+
+class NoiseRecord(Record):
+    """One perturbation that means nothing, over every item of the plan."""
+
+    perturbation: str
+    items: tuple[ItemRecord, ...]
+
+
+class Environment(Record):
+    """What the study ran on and with; what of it changes bits is part of the plan digest."""
+
+    model: str
+    architecture: str
+    model_hash: str
+    parameters: int
+    layers: int
+    dtype: str
+    device: str
+    threads: int
+    versions: dict[str, str]
