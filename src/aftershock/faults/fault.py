@@ -1,0 +1,149 @@
+"""A fault: which value (site), what happens to it (corruption), and when (trigger).
+
+Every part is an immutable value. `str(fault)` is one line and `parse_fault` gives an equal fault back.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from aftershock.models import FIRST_TOKEN, PREFILL, decode
+
+
+@dataclass(frozen=True)
+class WeightSite:
+    """One element of a stored parameter. `index` has as many entries as the tensor has dimensions."""
+
+    parameter: str
+    index: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"weight {self.parameter}[{','.join(map(str, self.index))}]"
+
+
+@dataclass(frozen=True)
+class ActivationSite:
+    """One channel of a module's output; the trigger says at which token."""
+
+    module: str
+    channel: int
+
+    def __str__(self) -> str:
+        return f"activation {self.module}[{self.channel}]"
+
+
+Site = WeightSite | ActivationSite
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Invert the bits given (ascending positions, 0 the least significant)."""
+
+    bits: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"flip {','.join(map(str, self.bits))}"
+
+
+@dataclass(frozen=True)
+class StuckAt:
+    """Force the bits given to `level`; a bit that has it already stays as it is."""
+
+    bits: tuple[int, ...]
+    level: Literal[0, 1]
+
+    def __str__(self) -> str:
+        return f"stuck-at-{self.level} {','.join(map(str, self.bits))}"
+
+
+@dataclass(frozen=True)
+class Replace:
+    """Put a value (rounded to the format that holds it) in place of the old one."""
+
+    value: float
+
+    def __post_init__(self) -> None:
+        _one_nan(self, "value", self.value)
+
+    def __str__(self) -> str:
+        return f"replace {self.value!r}"
+
+
+@dataclass(frozen=True)
+class Add:
+    """Add an amount to the old value, in fp64, and round to the format that holds it."""
+
+    amount: float
+
+    def __post_init__(self) -> None:
+        _one_nan(self, "amount", self.amount)
+
+    def __str__(self) -> str:
+        return f"add {self.amount!r}"
+
+
+Corruption = Flip | StuckAt | Replace | Add
+
+
+def _one_nan(value: object, field: str, number: float) -> None:
+    # Two NaN objects are unequal; one shared object lets a parsed fault equal the printed one.
+    if math.isnan(number):
+        object.__setattr__(value, field, math.nan)
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """The passes [first, end) in which the fault is present; `end` None means until the trial ends.
+
+    Passes are numbered as in `aftershock.models`: 0 prefill, 1 first_token, n + 1 decode n. `token` picks
+    the token of an activation fault in prefill: an int counts from the prompt's first token, a float in
+    [0, 1) is the share of the prefill tokens before it, whatever the prompt's length.
+    """
+
+    first: int = PREFILL
+    end: int | None = None
+    token: int | float | None = None
+
+    @property
+    def transient(self) -> bool:
+        """Whether the fault is present in one pass only."""
+        return self.end == self.first + 1
+
+    @property
+    def boundaries(self) -> frozenset[int]:
+        """Pass numbers before which a run must be cut so that the fault can begin and end there."""
+        return frozenset({self.first} | (set() if self.end is None else {self.end})) - {PREFILL}
+
+    def covers(self, number: int) -> bool:
+        """Whether the fault is present in a pass."""
+        return self.first <= number and (self.end is None or number < self.end)
+
+    def __str__(self) -> str:
+        if self.transient:
+            token = "" if self.token is None else f":{self.token!r}"
+            return f"at {pass_name(self.first)}{token}"
+        if self.end is None:
+            return "always" if self.first == PREFILL else f"from {pass_name(self.first)}"
+        return f"from {pass_name(self.first)} to {pass_name(self.end)}"
+
+
+ALWAYS = Trigger()
+
+
+def pass_name(number: int) -> str:
+    """`prefill`, `first_token` or `decode:n`."""
+    if number == PREFILL:
+        return "prefill"
+    return "first_token" if number == FIRST_TOKEN else f"decode:{number - decode(0)}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of a trial; a trial has one or several (a tuple of faults)."""
+
+    site: Site
+    corruption: Corruption
+    trigger: Trigger = ALWAYS
+
+    def __str__(self) -> str:
+        return f"{self.site} {self.corruption} {self.trigger}"

@@ -1,0 +1,140 @@
+"""Read faults from text: one line a trial, several faults in it joined by ` & `, `#` begins a comment."""
+
+import re
+from pathlib import Path
+
+from aftershock.errors import InputError
+from aftershock.faults.fault import (
+    ALWAYS,
+    ActivationSite,
+    Add,
+    Corruption,
+    Fault,
+    Flip,
+    Replace,
+    Site,
+    StuckAt,
+    Trigger,
+    WeightSite,
+)
+from aftershock.models import FIRST_TOKEN, PREFILL, decode
+
+_LINE = re.compile(
+    r"(?P<kind>weight|activation) (?P<name>[^\s\[\]]+)\[(?P<index>\d+(?:,\d+)*)\] "
+    r"(?P<corruption>flip|stuck-at-0|stuck-at-1|replace|add) (?P<amount>\S+)(?: (?P<trigger>\S.*))?"
+)
+_PASS = r"(prefill|first_token|decode:\d+)"
+_JOIN = " & "
+
+GRAMMAR = """\
+FAULT      = SITE CORRUPTION [TRIGGER]
+SITE       = "weight" PARAMETER "[" i,j,... "]"  |  "activation" MODULE "[" channel "]"
+CORRUPTION = "flip" BITS | "stuck-at-0" BITS | "stuck-at-1" BITS | "replace" NUMBER | "add" NUMBER
+BITS       = b,b,...   (0 is the least significant)
+TRIGGER    = "always" | "at" PASS | "during" STAGE | "from" PASS ["to" PASS]
+PASS       = "prefill" [":" TOKEN] | "first_token" | "decode:" n
+STAGE      = "prefill" | "first_token" | "decode"
+TOKEN      = n  (from the prompt's first token)  |  0.xx  (share of the prefill tokens before it)
+"""
+
+
+def parse_fault(text: str) -> Fault:
+    """The fault that prints as `text`. Raises InputError that says which part can't be read."""
+    match = _LINE.fullmatch(" ".join(text.split()))
+    if match is None:
+        raise InputError(
+            f"fault {text.strip()!r} can't be read: write SITE CORRUPTION TRIGGER, for example "
+            "'weight model.norm.weight[3] flip 14 always'"
+        )
+    index = tuple(map(int, match["index"].split(",")))
+    site: Site
+    if match["kind"] == "weight":
+        site = WeightSite(match["name"], index)
+    elif len(index) == 1:
+        site = ActivationSite(match["name"], index[0])
+    else:
+        raise InputError(f"fault {text.strip()!r}: an activation has one index, its channel")
+    trigger = ALWAYS if match["trigger"] is None else parse_trigger(match["trigger"])
+    return Fault(site, _corruption(match["corruption"], match["amount"], text), trigger)
+
+
+def _corruption(name: str, amount: str, text: str) -> Corruption:
+    try:
+        if name in ("replace", "add"):
+            return Replace(float(amount)) if name == "replace" else Add(float(amount))
+        bits = tuple(sorted(map(int, amount.split(","))))
+    except ValueError:
+        wanted = "a number" if name in ("replace", "add") else "bit positions such as 3,14"
+        raise InputError(f"fault {text.strip()!r}: {name} takes {wanted}, not {amount!r}") from None
+    if len(set(bits)) < len(bits):
+        raise InputError(f"fault {text.strip()!r}: a bit is named twice")
+    if name == "flip":
+        return Flip(bits)
+    return StuckAt(bits, 1 if name.endswith("1") else 0)
+
+
+def parse_trigger(text: str) -> Trigger:
+    """The trigger that prints as `text`; `during STAGE` is read too. Raises InputError."""
+    if text == "always":
+        return ALWAYS
+    if match := re.fullmatch(r"during (prefill|first_token|decode)", text):
+        return {
+            "prefill": Trigger(PREFILL, FIRST_TOKEN),
+            "first_token": Trigger(FIRST_TOKEN, decode(1)),
+            "decode": Trigger(decode(1)),
+        }[match[1]]
+    if match := re.fullmatch(r"at prefill:(\d+|\d*\.\d+(?:e-?\d+)?|\d+e-\d+)", text):
+        token = int(match[1]) if match[1].isdigit() else float(match[1])
+        if isinstance(token, int) or 0 <= token < 1:
+            return Trigger(PREFILL, FIRST_TOKEN, token)
+    if match := re.fullmatch(f"at {_PASS}", text):
+        first = _pass(match[1])
+        return Trigger(first, first + 1)
+    if match := re.fullmatch(f"from {_PASS}(?: to {_PASS})?", text):
+        first, end = _pass(match[1]), None if match[2] is None else _pass(match[2])
+        if end is None or first < end:
+            return Trigger(first, end)
+    raise InputError(
+        f"trigger {text!r} can't be read: write 'always', 'at first_token', 'at decode:3', 'at prefill:0.5', "
+        "'during decode', 'from decode:3' or 'from prefill to decode:3' (the end comes after the beginning)"
+    )
+
+
+def _pass(name: str) -> int:
+    if name == "prefill":
+        return PREFILL
+    if name == "first_token":
+        return FIRST_TOKEN
+    step = int(name.removeprefix("decode:"))
+    if step < 1:
+        raise InputError("trigger decode:0 does not exist: decode steps are counted from 1")
+    return decode(step)
+
+
+def parse_faults(line: str) -> tuple[Fault, ...]:
+    """The fault set of one line. Raises InputError."""
+    return tuple(parse_fault(part) for part in line.split(_JOIN))
+
+
+def format_faults(faults: tuple[Fault, ...]) -> str:
+    """The one line that `parse_faults` reads back."""
+    return _JOIN.join(map(str, faults))
+
+
+def read_faults(path: Path) -> tuple[tuple[Fault, ...], ...]:
+    """The fault sets of a file, one a line. Raises InputError that names the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"fault list {path} can't be read ({error}): give a UTF-8 text file") from None
+    trials = []
+    for number, line in enumerate(lines, start=1):
+        content = line.split("#", 1)[0].strip()
+        if content:
+            try:
+                trials.append(parse_faults(content))
+            except InputError as error:
+                raise InputError(f"{path}, line {number}: {error}") from None
+    if not trials:
+        raise InputError(f"fault list {path} holds no fault: write one a line, see docs/faults.md")
+    return tuple(trials)

@@ -1,0 +1,138 @@
+"""Hold a fault against a model: does the model have what it names, and what is it there?"""
+
+from dataclasses import astuple, dataclass
+from difflib import get_close_matches
+
+import numpy as np
+
+from aftershock.errors import InputError
+from aftershock.faults.fault import ActivationSite, Fault, Flip, StuckAt, WeightSite
+from aftershock.models import FIRST_TOKEN, PREFILL, ComponentMap, OutputSite, ParameterSite, stage_of
+from aftershock.numerics import NumberFormat
+
+SEVERAL = "several"
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a fault is, in the words reports group by; `several` (or None) where a set disagrees.
+
+    `stage` is the stage of a transient fault, else `persistent`.
+    """
+
+    site: str
+    component: str
+    layer: int | None
+    bits: tuple[int, ...]
+    bit_class: str
+    stage: str
+
+
+def parameter_site(fault: Fault, components: ComponentMap) -> ParameterSite:
+    """The parameter share that a weight fault lies in. Raises InputError when the model has no such element."""
+    site = fault.site
+    assert isinstance(site, WeightSite)
+    candidates = [part for part in components.parameters if part.name == site.parameter]
+    if not candidates:
+        raise InputError(
+            f"fault '{fault}': {components.architecture} has no parameter {site.parameter}"
+            + _suggestion(site.parameter, [part.name for part in components.parameters])
+        )
+    shape = candidates[0].stored_shape
+    if len(site.index) != len(shape) or any(i >= n for i, n in zip(site.index, shape, strict=True)):
+        raise InputError(
+            f"fault '{fault}': {site.parameter} has shape {list(shape)}, so index {list(site.index)} is outside it"
+        )
+    return next(part for part in candidates if part.rows.contains(np.array(site.index[part.dim])))
+
+
+def output_site(fault: Fault, components: ComponentMap) -> OutputSite:
+    """The output share that an activation fault lies in. Raises InputError when the model has no such channel."""
+    site = fault.site
+    assert isinstance(site, ActivationSite)
+    candidates = [part for part in components.outputs if part.module == site.module]
+    if not candidates:
+        raise InputError(
+            f"fault '{fault}': {components.architecture} has no mapped output {site.module}"
+            + _suggestion(site.module, [part.module for part in components.outputs])
+        )
+    if site.channel >= candidates[0].channels:
+        raise InputError(f"fault '{fault}': {site.module} has {candidates[0].channels} channels, numbered from 0")
+    return next(part for part in candidates if part.rows.contains(np.array(site.channel)))
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f": did you mean {close[0]}?" if close else ": see the list in docs/models.md"
+
+
+def check(fault: Fault, components: ComponentMap, number_format: NumberFormat) -> None:
+    """Raise InputError unless the model has what the fault names and the fault can strike there."""
+    if isinstance(fault.site, WeightSite):
+        parameter_site(fault, components)
+        if fault.trigger.token is not None:
+            raise InputError(f"fault '{fault}': a weight has no token: write 'at prefill'")
+    else:
+        output = output_site(fault, components)
+        if not fault.trigger.transient:
+            raise InputError(
+                f"fault '{fault}': an activation lives for one pass: give it a transient trigger such as 'at decode:3'"
+            )
+        if fault.trigger.first == PREFILL and fault.trigger.token is None:
+            raise InputError(f"fault '{fault}': prefill has many tokens: say which, for example 'at prefill:0.5'")
+        if fault.trigger.first == PREFILL and output.component == "lm_head":
+            raise InputError(
+                f"fault '{fault}': the output of lm_head is computed for answer tokens only: use first_token or decode"
+            )
+    if isinstance(fault.corruption, Flip | StuckAt):
+        for bit in fault.corruption.bits:
+            number_format.check_bit(bit)
+
+
+def labels(faults: tuple[Fault, ...], components: ComponentMap, number_format: NumberFormat) -> Labels:
+    """The labels of a fault set (not empty)."""
+    each = [_labels(fault, components, number_format) for fault in faults]
+    disagreement = Labels(SEVERAL, SEVERAL, None, (), SEVERAL, SEVERAL)
+    return Labels(
+        *(
+            values[0] if all(value == values[0] for value in values) else other
+            for values, other in zip(zip(*map(astuple, each), strict=True), astuple(disagreement), strict=True)
+        )
+    )
+
+
+def _labels(fault: Fault, components: ComponentMap, number_format: NumberFormat) -> Labels:
+    weight = isinstance(fault.site, WeightSite)
+    part = parameter_site(fault, components) if weight else output_site(fault, components)
+    bits = fault.corruption.bits if isinstance(fault.corruption, Flip | StuckAt) else ()
+    classes = {number_format.bit_class(bit) for bit in bits}
+    return Labels(
+        site="weight" if weight else "activation",
+        component=part.component,
+        layer=part.layer,
+        bits=bits,
+        bit_class=classes.pop() if len(classes) == 1 else (SEVERAL if bits else "value"),
+        stage=stage_of(fault.trigger.first) if fault.trigger.transient else "persistent",
+    )
+
+
+def splits(faults: tuple[Fault, ...]) -> frozenset[int]:
+    """Pass numbers before which a run under these faults is cut.
+
+    Weight faults that begin or end between two passes need the cut; an activation is reached by its token
+    wherever the cuts lie, and `first_token` needs none of the one pass that prefill shares with it.
+    """
+    return frozenset().union(*(fault.trigger.boundaries for fault in faults if isinstance(fault.site, WeightSite)))
+
+
+def column(trigger_first: int, token: int | float | None, context_length: int) -> int:
+    """Column, counted from the context's first token, that a transient activation fault strikes.
+
+    Prefill has `context_length - 1` tokens. Returns -1 where the context has no such token.
+    """
+    if trigger_first != PREFILL:
+        return context_length - 1 + (trigger_first - FIRST_TOKEN)
+    tokens = context_length - 1
+    assert token is not None
+    position = token if isinstance(token, int) else int(token * tokens)
+    return position if position < tokens else -1

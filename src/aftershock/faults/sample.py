@@ -1,0 +1,220 @@
+"""Draw the faults of a trial: a pure function of (selection, model, seed, index)."""
+
+import numpy as np
+
+from aftershock.errors import InputError
+from aftershock.faults.fault import (
+    ActivationSite,
+    Add,
+    Corruption,
+    Fault,
+    Flip,
+    Replace,
+    Site,
+    StuckAt,
+    Trigger,
+    WeightSite,
+)
+from aftershock.faults.grammar import parse_trigger
+from aftershock.faults.selection import Population, Selection, SiteKind
+from aftershock.models import FIRST_TOKEN, PREFILL, OutputSite, ParameterSite, decode
+from aftershock.numerics import NumberFormat, generator
+
+TRANSIENT = "transient"
+
+
+def sample_faults(
+    selection: Selection,
+    population: Population,
+    number_format: NumberFormat,
+    decode_passes: int,
+    seed: int,
+    index: int,
+) -> tuple[Fault, ...]:
+    """The fault set of trial `index`.
+
+    `decode_passes` is the number of decode passes that the trial's items can have. With a rate the count is
+    binomial and may be zero, then the set is empty. Cost grows with the number of faults, not of values.
+    Raises InputError when no stage of the selection can occur.
+    """
+    random = generator(seed, index, "faults")
+    if selection.rate is not None:
+        return _by_rate(selection, population.parameters, number_format, decode_passes, random)
+    kind: SiteKind = selection.sites[random.integers(len(selection.sites))]
+    if kind == "weight":
+        elements = _draw_elements(selection, population.parameters, selection.count, random)
+        trigger = _weight_trigger(selection, decode_passes, random)
+        return tuple(
+            Fault(site, _corruption(selection, number_format, random), trigger)
+            for site in _weight_sites(population.parameters, *elements)
+        )
+    stage = _stage(selection, decode_passes, random)
+    # The head's output exists for answer tokens only.
+    outputs = tuple(o for o in population.outputs if stage != "prefill" or o.component != "lm_head")
+    if not outputs:
+        raise InputError("lm_head's output has no prefill stage: add first_token or decode to stages")
+    parts, positions = _draw_elements(selection, outputs, selection.count, random)
+    return tuple(
+        Fault(
+            _activation_site(outputs[part], position),
+            _corruption(selection, number_format, random),
+            _activation_trigger(stage, selection, decode_passes, random),
+        )
+        for part, position in zip(parts.tolist(), positions.tolist(), strict=True)
+    )
+
+
+def _size(site: ParameterSite | OutputSite) -> int:
+    return site.numel if isinstance(site, ParameterSite) else site.features
+
+
+def _draw_elements(
+    selection: Selection,
+    sites: tuple[ParameterSite, ...] | tuple[OutputSite, ...],
+    count: int,
+    random: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`count` distinct elements: number of the site, and flat position in it (int64 arrays)."""
+    sizes = np.array([_size(site) for site in sites], dtype=np.int64)
+    ends = np.cumsum(sizes)
+    if count > ends[-1]:
+        raise InputError(f"{count} faults do not fit in the {ends[-1]} values selected: lower count")
+    if selection.draw == "uniform":
+        return _split(distinct(random, int(ends[-1]), count), ends, sizes)
+    names = [site.component for site in sites] if selection.draw == "by_component" else range(len(sites))
+    groups: dict[object, list[int]] = {}
+    for number, name in enumerate(names):
+        groups.setdefault(name, []).append(number)
+    members = [np.array(group) for group in groups.values()]
+    chosen: dict[tuple[int, int], None] = {}
+    while len(chosen) < count:
+        group = members[random.integers(len(members))]
+        group_ends = np.cumsum(sizes[group])
+        position = random.integers(group_ends[-1], size=1)
+        part, within = _split(position, group_ends, sizes[group])
+        chosen[int(group[part[0]]), int(within[0])] = None
+    drawn = np.array(list(chosen), dtype=np.int64)
+    return drawn[:, 0], drawn[:, 1]
+
+
+def _split(positions: np.ndarray, ends: np.ndarray, sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    part = np.searchsorted(ends, positions, side="right")
+    return part, positions - (ends - sizes)[part]
+
+
+def distinct(random: np.random.Generator, population: int, count: int) -> np.ndarray:
+    """`count` different integers below `population`, every set equally likely, in random order (int64).
+
+    Memory and time grow with `count` alone: draw, drop repeats, draw the missing ones. The first `count`
+    different values of a stream of independent draws are a uniform sample without replacement.
+    """
+    if count * 2 > population:
+        return random.permutation(population)[:count]
+    drawn = random.integers(population, size=count)
+    while True:
+        _, first = np.unique(drawn, return_index=True)
+        drawn = drawn[np.sort(first)]
+        if len(drawn) == count:
+            return drawn
+        drawn = np.concatenate([drawn, random.integers(population, size=count - len(drawn))])
+
+
+def _by_rate(
+    selection: Selection,
+    sites: tuple[ParameterSite, ...],
+    number_format: NumberFormat,
+    decode_passes: int,
+    random: np.random.Generator,
+) -> tuple[Fault, ...]:
+    """Every selected bit (or value) is struck on its own with probability `rate` (C5.1 of the speed notes)."""
+    whole_value = selection.corruption in ("replace", "add")
+    bits = np.array(() if whole_value else selection.bit_positions(number_format), dtype=np.int64)
+    per_value = 1 if whole_value else len(bits)
+    sizes = np.array([site.numel for site in sites], dtype=np.int64)
+    ends = np.cumsum(sizes)
+    assert selection.rate is not None
+    count = int(random.binomial(int(ends[-1]) * per_value, selection.rate))
+    trigger = _weight_trigger(selection, decode_passes, random)
+    values, bit = np.divmod(np.sort(distinct(random, int(ends[-1]) * per_value, count)), per_value)
+    words, begin = np.unique(values, return_index=True)
+    named = _weight_sites(sites, *_split(words, ends, sizes))
+    if whole_value:
+        return tuple(Fault(site, _corruption(selection, number_format, random), trigger) for site in named)
+    return tuple(
+        Fault(site, _bit_corruption(selection, tuple(bits[struck].tolist())), trigger)
+        for site, struck in zip(named, np.split(bit, begin[1:]), strict=True)
+    )
+
+
+def _weight_sites(sites: tuple[ParameterSite, ...], parts: np.ndarray, positions: np.ndarray) -> tuple[Site, ...]:
+    named: list[Site | None] = [None] * len(parts)
+    for part in np.unique(parts):
+        site = sites[part]
+        where = np.flatnonzero(parts == part)
+        index = np.unravel_index(site.locate(positions[where]), site.stored_shape)
+        for number, *element in zip(where.tolist(), *(axis.tolist() for axis in index), strict=True):
+            named[number] = WeightSite(site.name, tuple(element))
+    return tuple(site for site in named if site is not None)
+
+
+def _activation_site(site: OutputSite, position: int) -> ActivationSite:
+    return ActivationSite(site.module, int(site.rows.locate(np.array(position))))
+
+
+def _corruption(selection: Selection, number_format: NumberFormat, random: np.random.Generator) -> Corruption:
+    if selection.corruption in ("replace", "add"):
+        value = selection.value
+        if value is None:
+            assert selection.uniform is not None
+            value = float(random.uniform(*selection.uniform))
+        return Replace(value) if selection.corruption == "replace" else Add(value)
+    positions = selection.bit_positions(number_format)
+    if selection.bits_per_word > len(positions):
+        raise InputError(
+            f"bits_per_word = {selection.bits_per_word}, but only {len(positions)} bits are selected: lower it"
+        )
+    chosen = random.choice(positions, size=selection.bits_per_word, replace=False)
+    return _bit_corruption(selection, tuple(sorted(chosen.tolist())))
+
+
+def _bit_corruption(selection: Selection, bits: tuple[int, ...]) -> Corruption:
+    if selection.corruption == "flip":
+        return Flip(bits)
+    return StuckAt(bits, 1 if selection.corruption == "stuck-at-1" else 0)
+
+
+def _stage(selection: Selection, decode_passes: int, random: np.random.Generator) -> str:
+    steps = _steps(selection, decode_passes)
+    possible = [stage for stage in selection.stages if stage != "decode" or steps]
+    if not possible:
+        raise InputError(
+            "faults are to strike in decode only, but the task's answers have "
+            f"{decode_passes} decode passes: raise max_new_tokens or add another stage"
+        )
+    return possible[random.integers(len(possible))]
+
+
+def _steps(selection: Selection, decode_passes: int) -> range:
+    low, high = selection.decode_steps or (1, decode_passes)
+    return range(low, min(high, decode_passes) + 1)
+
+
+def _pass(stage: str, selection: Selection, decode_passes: int, random: np.random.Generator) -> int:
+    if stage == "decode":
+        steps = _steps(selection, decode_passes)
+        return decode(steps[random.integers(len(steps))])
+    return PREFILL if stage == "prefill" else FIRST_TOKEN
+
+
+def _weight_trigger(selection: Selection, decode_passes: int, random: np.random.Generator) -> Trigger:
+    if selection.weight_trigger != TRANSIENT:
+        return parse_trigger(selection.weight_trigger)
+    first = _pass(_stage(selection, decode_passes, random), selection, decode_passes, random)
+    return Trigger(first, first + 1)
+
+
+def _activation_trigger(stage: str, selection: Selection, decode_passes: int, random: np.random.Generator) -> Trigger:
+    first = _pass(stage, selection, decode_passes, random)
+    low, high = selection.tokens
+    token = low + (high - low) * float(random.random()) if stage == "prefill" else None
+    return Trigger(first, first + 1, token)

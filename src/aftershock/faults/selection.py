@@ -1,0 +1,161 @@
+"""Say which faults to draw: the `[faults]` table of a study file, and the population it selects."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from aftershock.errors import InputError
+from aftershock.models import COMPONENTS, ComponentMap, OutputSite, ParameterSite
+from aftershock.numerics import BIT_CLASSES, BitClass, NumberFormat
+
+SiteKind = Literal["weight", "activation"]
+StageName = Literal["prefill", "first_token", "decode"]
+CorruptionName = Literal["flip", "stuck-at-0", "stuck-at-1", "replace", "add"]
+Draw = Literal["uniform", "by_component", "by_tensor"]
+
+
+class Selection(BaseModel):
+    """Which faults a study draws.
+
+    sites        kinds of site; each trial takes one of them with equal probability
+    components   component names; none given: all
+    layers       `0-3,28`, `last 4`, or `group 2/8` (the second of eight equal groups); none given: everything,
+                 the tensors outside the layers included
+    modules      regular expression that the parameter's or module's name must contain
+    draw         `uniform`: every stored value is equally likely; `by_component`, `by_tensor`: first a component
+                 (a tensor) with equal probability, then a value in it
+    corruption   what happens to the value
+    bits         bit positions to draw from; or `bit_classes` (sign, exponent, mantissa); none given: every bit
+    bits_per_word  how many different bits of the word
+    value        for replace and add; or `uniform = [a, b]`
+    count        faults per trial; or `rate`, the probability of each selected bit (of each value for replace
+                 and add) on its own
+    weight_trigger  when weight faults are present, in the fault grammar (`always`, `from decode:3`, ...), or
+                 `transient`: one pass drawn from `stages`
+    stages       stages that transient faults are drawn from, with equal probability
+    tokens       prefill tokens that activation faults may strike, as shares [from, to) of the prompt
+    decode_steps decode steps [from, to] that faults are drawn from
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sites: tuple[SiteKind, ...] = Field(("weight", "activation"), min_length=1)
+    components: tuple[str, ...] = ()
+    layers: str = ""
+    modules: str = ""
+    draw: Draw = "by_component"
+    corruption: CorruptionName = "flip"
+    bits: tuple[int, ...] = ()
+    bit_classes: tuple[BitClass, ...] = ()
+    bits_per_word: int = Field(1, ge=1)
+    value: float | None = None
+    uniform: tuple[float, float] | None = None
+    count: int = Field(1, ge=1)
+    rate: float | None = Field(None, gt=0, lt=1)
+    weight_trigger: str = "always"
+    stages: tuple[StageName, ...] = Field(("prefill", "first_token", "decode"), min_length=1)
+    tokens: tuple[float, float] = (0.0, 1.0)
+    decode_steps: tuple[int, int] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Selection":
+        for component in self.components:
+            if component not in COMPONENTS:
+                raise ValueError(f"unknown component {component!r}: choose from {', '.join(COMPONENTS)}")
+        try:
+            re.compile(self.modules)
+        except re.error as error:
+            raise ValueError(f"modules = {self.modules!r} is not a regular expression ({error})") from None
+        if self.bits and self.bit_classes:
+            raise ValueError("give either bits or bit_classes, not both")
+        takes_value = self.corruption in ("replace", "add")
+        if takes_value == (self.value is None and self.uniform is None) or (
+            self.value is not None and self.uniform is not None
+        ):
+            raise ValueError(
+                "corruption replace and add take either value or uniform = [a, b]; the others take neither"
+            )
+        if takes_value and (self.bits or self.bit_classes or self.bits_per_word > 1):
+            raise ValueError(f"corruption {self.corruption} changes the whole value: leave the bits out")
+        if self.rate is not None:
+            if "activation" in self.sites:
+                raise ValueError('a rate draws from stored weights: set sites = ["weight"], or use count')
+            if self.draw != "uniform" or self.count != 1 or self.bits_per_word != 1:
+                raise ValueError('a rate needs draw = "uniform" and replaces count and bits_per_word')
+        if not 0 <= self.tokens[0] < self.tokens[1] <= 1:
+            raise ValueError("tokens are shares of the prompt: 0 <= from < to <= 1")
+        if self.decode_steps and not 1 <= self.decode_steps[0] <= self.decode_steps[1]:
+            raise ValueError("decode_steps are counted from 1: 1 <= from <= to")
+        return self
+
+    def bit_positions(self, number_format: NumberFormat) -> tuple[int, ...]:
+        """The bit positions to draw from. Raises InputError for a bit the format does not have."""
+        if self.bits:
+            for bit in self.bits:
+                number_format.check_bit(bit)
+            return tuple(sorted(set(self.bits)))
+        classes = self.bit_classes or BIT_CLASSES
+        return tuple(sorted(bit for name in classes for bit in number_format.bits_of(name)))
+
+
+@dataclass(frozen=True)
+class Population:
+    """The parameter shares and output shares that a selection leaves, in the map's order."""
+
+    parameters: tuple[ParameterSite, ...]
+    outputs: tuple[OutputSite, ...]
+
+
+def select(selection: Selection, components: ComponentMap) -> Population:
+    """The population of a selection. Raises InputError when a kind of site asked for has nothing left."""
+    layers = parse_layers(selection.layers, components.layers)
+    pattern = re.compile(selection.modules)
+
+    def wanted(name: str, component: str, layer: int | None) -> bool:
+        return (
+            (not selection.components or component in selection.components)
+            and (layers is None or layer in layers)
+            and pattern.search(name) is not None
+        )
+
+    parameters = tuple(p for p in components.parameters if wanted(p.name, p.component, p.layer))
+    outputs = tuple(o for o in components.outputs if wanted(o.module, o.component, o.layer))
+    left = {"weight": parameters, "activation": outputs}
+    for kind in selection.sites:
+        if not left[kind]:
+            raise InputError(
+                f"the selection (components {list(selection.components) or 'all'}, layers "
+                f"{selection.layers or 'all'!r}, modules {selection.modules or 'all'!r}) leaves no {kind} of "
+                f"{components.architecture} to put a fault in: widen it"
+            )
+    return Population(
+        parameters if "weight" in selection.sites else (),
+        outputs if "activation" in selection.sites else (),
+    )
+
+
+def parse_layers(text: str, layers: int) -> frozenset[int] | None:
+    """The layer numbers of `0-3,28`, `last 4` or `group 2/8`; None (all, and what lies outside) for ``.
+
+    Raises InputError when the text can't be read or names a layer that the model does not have.
+    """
+    text = text.strip()
+    if not text:
+        return None
+    if match := re.fullmatch(r"last (\d+)", text):
+        chosen = set(range(layers - int(match[1]), layers))
+    elif match := re.fullmatch(r"group (\d+)/(\d+)", text):
+        number, groups = int(match[1]), int(match[2])
+        if not 1 <= number <= groups <= layers:
+            raise InputError(f"layers {text!r}: the model has {layers} layers, groups are numbered from 1")
+        chosen = set(range((number - 1) * layers // groups, number * layers // groups))
+    elif re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
+        bounds = [(part.split("-")[0], part.split("-")[-1]) for part in text.split(",")]
+        chosen = {layer for low, high in bounds for layer in range(int(low), int(high) + 1)}
+    else:
+        raise InputError(f"layers {text!r} can't be read: write '0-3,28', 'last 4' or 'group 2/8'")
+    if not chosen or min(chosen) < 0 or max(chosen) >= layers:
+        raise InputError(f"layers {text!r}: the model has layers 0 to {layers - 1}")
+    return frozenset(chosen)

@@ -1,0 +1,300 @@
+"""Arm faults on a live model, prove that they fired exactly as named, and undo them.
+
+Weights are written in place through an integer view and written back word by word. An activation is written
+by one hook on the module it belongs to, in the pass it names. Nothing is copied but the words struck.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from aftershock.errors import ContractError, InputError
+from aftershock.faults import (
+    ALWAYS,
+    ActivationSite,
+    Fault,
+    Trigger,
+    WeightSite,
+    check,
+    column,
+    output_site,
+)
+from aftershock.inject.corrupt import corrupt
+from aftershock.models import LoadedModel, OutputSite, Pass
+from aftershock.numerics import NumberFormat, format_of, words
+
+
+@dataclass(frozen=True)
+class Struck:
+    """One word that a fault wrote: its fault's number, its place, and its bits (unsigned) and value before
+    and after.
+
+    `row` is the row of the block for an activation, None for a weight. `index` is the element of the stored
+    tensor, or (token counted from the row's first, channel).
+    """
+
+    fault: int
+    tensor: str
+    index: tuple[int, ...]
+    row: int | None
+    old_bits: int
+    new_bits: int
+    old_value: float
+    new_value: float
+
+
+@dataclass(frozen=True)
+class _WeightGroup:
+    """Weight faults of one tensor and one trigger, no word twice."""
+
+    faults: tuple[int, ...]
+    tensor: torch.Tensor
+    offsets: torch.Tensor
+    trigger: Trigger
+
+
+@dataclass(frozen=True)
+class _Armed:
+    """A group that is in the weights now, and the words it replaced."""
+
+    group: _WeightGroup
+    old: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Due:
+    """An activation fault that the next forward call must strike, at one column in each of some rows."""
+
+    fault: int
+    rows: list[int]
+    columns: list[int]
+
+
+class Injection:
+    """A fault set armed on a model, as a context manager.
+
+    Inside, call `begin_pass` before each forward call (the pass runners of `aftershock.models` take it as
+    `before_pass`). Faults that are present from the start to the end are armed on entry, so they need no
+    `begin_pass` and work under any code that runs the model. On exit every word is written back and compared.
+    `struck` then tells what was hit.
+
+    Raises InputError on construction when the model has no such place, and ContractError when a fault that was
+    due did not fire or an undo was not exact.
+    """
+
+    def __init__(self, model: LoadedModel, faults: Sequence[Fault]) -> None:
+        for fault in faults:
+            check(fault, model.components, model.format)
+        self._faults = tuple(faults)
+        self._groups = _weight_groups(model, self._faults)
+        self._outputs = {
+            number: output_site(fault, model.components)
+            for number, fault in enumerate(self._faults)
+            if isinstance(fault.site, ActivationSite)
+        }
+        self._modules = {output.module: model.module.get_submodule(output.module) for output in self._outputs.values()}
+        self._hooks: list[RemovableHandle] = []
+        self._armed: list[_Armed] = []
+        self._due: dict[str, list[_Due]] = {}
+        self._pass: Pass | None = None
+        self._struck: list[Struck] = []
+        self._reached: set[int] = set()
+
+    @property
+    def struck(self) -> tuple[Struck, ...]:
+        """Every word written so far, in the order of writing."""
+        return tuple(self._struck)
+
+    @property
+    def reached_rows(self) -> frozenset[int]:
+        """Rows that took part in a pass with some fault present."""
+        return frozenset(self._reached)
+
+    def __enter__(self) -> "Injection":
+        try:
+            for name, module in self._modules.items():
+                self._hooks.append(module.register_forward_hook(self._hook(name)))
+            self._arm_weights(lambda trigger: trigger == ALWAYS)
+        except BaseException:
+            self._disarm()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._disarm()
+        if error is None:
+            self._require_fired()
+
+    def begin_pass(self, call: Pass) -> None:
+        """Take back the weight faults whose passes are over, arm those that begin, note what is due."""
+        self._require_fired()
+        self._pass = call
+        for fault in self._faults:
+            if isinstance(fault.site, WeightSite) and fault.trigger.boundaries & set(
+                range(call.first + 1, call.last + 1)
+            ):
+                raise ContractError(f"'{fault}' begins or ends inside a forward call: cut the run there")
+        self._take_back(lambda armed: not armed.group.trigger.covers(call.first))
+        self._arm_weights(lambda trigger: trigger.covers(call.first))
+        if self._armed:
+            self._reached.update(row for row in range(call.block.rows) if call.takes_part(row))
+        for number, output in self._outputs.items():
+            due = self._due_rows(number, call)
+            if due.rows:
+                self._due.setdefault(output.module, []).append(due)
+
+    def _due_rows(self, number: int, call: Pass) -> _Due:
+        trigger, block = self._faults[number].trigger, call.block
+        due = _Due(number, [], [])
+        if call.first <= trigger.first <= call.last:
+            for row, length in enumerate(block.context_lengths):
+                token = column(trigger.first, trigger.token, length)
+                at = block.context_width - length + token
+                if token >= 0 and call.active[row] and block.holds(row, range(at, at + 1)):
+                    due.rows.append(row)
+                    due.columns.append(at)
+        return due
+
+    def _arm_weights(self, begins: Callable[[Trigger], bool]) -> None:
+        present = {id(armed.group) for armed in self._armed}
+        for group in self._groups:
+            if id(group) in present or not begins(group.trigger):
+                continue
+            stored, number_format = words(group.tensor).view(-1), format_of(group.tensor.dtype)
+            old = stored[group.offsets]
+            new = corrupt(old, [self._faults[number].corruption for number in group.faults], number_format)
+            self._armed.append(_Armed(group, old))
+            stored[group.offsets] = new
+            for number, *change in self._changes(group.faults, stored[group.offsets], old, new, number_format):
+                site = self._faults[number].site
+                assert isinstance(site, WeightSite)
+                self._struck.append(Struck(number, site.parameter, site.index, None, *change))
+
+    def _take_back(self, ends: Callable[[_Armed], bool]) -> None:
+        """Write old words back, the last written first, and compare them as words."""
+        for armed in reversed([armed for armed in self._armed if ends(armed)]):
+            stored = words(armed.group.tensor).view(-1)
+            stored[armed.group.offsets] = armed.old
+            self._armed = [other for other in self._armed if other is not armed]
+            if not torch.equal(stored[armed.group.offsets], armed.old):
+                raise ContractError(f"undo of '{self._faults[armed.group.faults[0]]}' did not restore its words")
+
+    def _disarm(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._take_back(lambda armed: True)
+
+    def _require_fired(self) -> None:
+        missed = [due.fault for module in self._due.values() for due in module]
+        self._due.clear()
+        if missed:
+            raise ContractError(f"'{self._faults[missed[0]]}' was due in a forward call that never ran its module")
+
+    def _hook(self, name: str) -> Callable[[torch.nn.Module, Any, Any], None]:
+        def strike(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            # A router returns a tuple whose first entry is the logits.
+            for due in self._due.pop(name, ()):
+                self._strike(due, output[0] if isinstance(output, tuple) else output)
+
+        return strike
+
+    def _strike(self, due: _Due, output: torch.Tensor) -> None:
+        fault, site, call = self._faults[due.fault], self._outputs[due.fault], self._pass
+        assert call is not None
+        assert isinstance(fault.site, ActivationSite)
+        # The head runs on the last columns of a call only.
+        begin = call.stop - call.kept if site.component == "lm_head" else call.start
+        times = [at - begin for at in due.columns]
+        if min(times) < 0:
+            raise ContractError(f"'{fault}' names a token whose output its pass does not compute")
+        index = _element(site, output, due.rows, times, fault.site.channel, call.stop - begin)
+        stored, number_format = words(output), format_of(output.dtype)
+        old = stored[index]
+        new = corrupt(old, [fault.corruption] * len(due.rows), number_format)
+        stored[index] = new
+        self._reached.update(due.rows)
+        faults = (due.fault,) * len(due.rows)
+        changes = self._changes(faults, stored[index], old, new, number_format)
+        for row, at, (number, *change) in zip(due.rows, due.columns, changes, strict=True):
+            token = at - (call.block.context_width - call.block.context_lengths[row])
+            place = (token, fault.site.channel)
+            self._struck.append(Struck(number, fault.site.module, place, row, *change))
+
+    def _changes(
+        self,
+        faults: tuple[int, ...],
+        found: torch.Tensor,
+        old: torch.Tensor,
+        new: torch.Tensor,
+        number_format: NumberFormat,
+    ) -> list[tuple[int, int, int, float, float]]:
+        """(fault, old bits, new bits, old value, new value) of words just written. Raises ContractError when
+        what is found there is not what was written."""
+        if not torch.equal(found, new):
+            raise ContractError(f"'{self._faults[faults[0]]}' was armed but its word did not change")
+        mask = (1 << number_format.bits) - 1
+        bits = [[word & mask for word in changed.tolist()] for changed in (old, new)]
+        values = [changed.view(number_format.dtype).to(torch.float64).tolist() for changed in (old, new)]
+        return list(zip(faults, *bits, *values, strict=True))
+
+
+def _element(
+    site: OutputSite, output: torch.Tensor, rows: list[int], times: list[int], channel: int, columns: int
+) -> tuple[torch.Tensor, ...]:
+    """Index of (row, token, channel) in an output of the site's layout, one entry a row."""
+
+    def on_device(values: list[int]) -> torch.Tensor:
+        return torch.tensor(values, device=output.device)
+
+    row, time = on_device(rows), on_device(times)
+    if site.layout == "btc":
+        return row, time, on_device([channel] * len(rows))
+    if site.layout == "nc":
+        return row * columns + time, on_device([channel] * len(rows))
+    head, within = divmod(channel, output.shape[-1])
+    heads, channels = on_device([head] * len(rows)), on_device([within] * len(rows))
+    return (row, time, heads, channels) if site.layout == "bthc" else (row, heads, time, channels)
+
+
+def _weight_groups(model: LoadedModel, faults: tuple[Fault, ...]) -> tuple[_WeightGroup, ...]:
+    """Weight faults by tensor and trigger; a word that several faults name goes into one group for each.
+
+    Groups keep the order of the faults, so a later fault on a word acts on the result of an earlier one.
+    Raises InputError when faults on one word overlap in part, since undoing one would undo the other.
+    """
+    parameters = dict(model.module.named_parameters())
+    collected: dict[tuple[str, Trigger, int], tuple[list[int], list[int]]] = {}
+    seen: dict[tuple[str, tuple[int, ...]], list[Trigger]] = {}
+    for number, fault in enumerate(faults):
+        site, trigger = fault.site, fault.trigger
+        if not isinstance(site, WeightSite):
+            continue
+        earlier = seen.setdefault((site.parameter, site.index), [])
+        for other in earlier:
+            if other != trigger and (other.covers(trigger.first) or trigger.covers(other.first)):
+                raise InputError(
+                    f"fault '{fault}' overlaps in time with another fault on the same word: "
+                    "give them the same trigger or passes apart"
+                )
+        key = (site.parameter, trigger, earlier.count(trigger))
+        earlier.append(trigger)
+        members, offsets = collected.setdefault(key, ([], []))
+        members.append(number)
+        strides = parameters[site.parameter].stride()
+        offsets.append(sum(i * stride for i, stride in zip(site.index, strides, strict=True)))
+    return tuple(
+        _WeightGroup(
+            tuple(members),
+            parameters[name].detach(),
+            torch.tensor(offsets, device=parameters[name].device),
+            trigger,
+        )
+        for (name, trigger, _), (members, offsets) in collected.items()
+    )

@@ -1,0 +1,183 @@
+"""Run a study: golden answers, an A/A run, the noise floor, then trial after trial into the store."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from aftershock.errors import ContractError, InputError
+from aftershock.faults import Selection, format_faults, sample_faults, select
+from aftershock.models import model_hash
+from aftershock.numerics import words
+from aftershock.replay import ItemRun, ReferenceExecutor
+from aftershock.study.plan import Plan
+from aftershock.study.records import GoldenRecord, NoiseRecord, TrialRecord
+from aftershock.study.store import Store, StoredStudy
+from aftershock.study.trial import compare_item, run_trial
+
+NOISE_INDEX = 2**32
+"""Noise perturbations draw from here on, so that they never repeat a trial's own draws."""
+
+Phase = Literal["golden", "noise", "trials"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a running study says of itself: `done` of `total` steps of a phase, and the trial just finished."""
+
+    phase: Phase
+    done: int
+    total: int
+    record: TrialRecord | None = None
+
+
+Watch = Callable[[Progress], None]
+
+
+def run_study(plan: Plan, folder: Path, *, resume: bool = False, watch: Watch = lambda _: None) -> StoredStudy:
+    """Run what of the plan is not yet in `folder`, and return the whole study.
+
+    Raises InputError when `folder` holds another study, and ContractError when the model is not, in the end,
+    bit for bit the model that was loaded.
+    """
+    with _open(plan, folder, resume) as store:
+        stored = store.read()
+        executor = ReferenceExecutor(plan.model)
+        with _model_unchanged(plan):
+            if not stored.golden:
+                _golden(plan, executor, store, watch)
+            for number in range(len(stored.noise), plan.settings.run.noise):
+                watch(Progress("noise", number, plan.settings.run.noise))
+                store.put_noise(number, _noise(plan, executor, number))
+            done = store.done()
+            finished = len(done)
+            for trial in range(plan.trials):
+                if trial in done:
+                    continue
+                begin = time.perf_counter()
+                record = run_trial(
+                    executor,
+                    plan.model,
+                    trial,
+                    plan.batches_of(trial),
+                    plan.faults_of(trial),
+                    plan.traced(trial),
+                )
+                store.put_trial(record, time.perf_counter() - begin)
+                finished += 1
+                watch(Progress("trials", finished, plan.trials, record))
+                if finished % plan.settings.run.check_every == 0:
+                    check_unchanged(plan)
+        return store.read()
+
+
+def _open(plan: Plan, folder: Path, resume: bool) -> Store:
+    if not resume:
+        return Store.create(folder, plan.settings, plan.digest, plan.environment, plan.trials)
+    store = Store.open(folder)
+    found = store.read().plan_digest
+    if found != plan.digest:
+        raise InputError(
+            f"{folder} holds another study (plan {found[:12]}, this one is {plan.digest[:12]}; model, settings, "
+            "library versions, device and threads all count): resume with what it was made with, or choose another --out"
+        )
+    return store
+
+
+@contextmanager
+def _model_unchanged(plan: Plan) -> Iterator[None]:
+    """Check the model's hash at the end, also after an exception or Ctrl-C."""
+    try:
+        yield
+    finally:
+        check_unchanged(plan)
+
+
+def check_unchanged(plan: Plan) -> None:
+    """Raise ContractError unless every word of the model is what it was when loaded."""
+    if model_hash(plan.model.module) != plan.environment.model_hash:
+        raise ContractError("the model in memory is no longer the one that was loaded: an undo failed")
+
+
+def _golden(plan: Plan, executor: ReferenceExecutor, store: Store, watch: Watch) -> None:
+    """Golden answers of every batch in use, each run twice: what differs is the machine's own nondeterminism."""
+    records: list[GoldenRecord] = []
+    disagreements = 0
+    for done, batch in enumerate(plan.used_batches):
+        watch(Progress("golden", done, len(plan.used_batches)))
+        first = executor.golden(batch).items
+        again = ReferenceExecutor(plan.model).golden(batch).items
+        disagreements += sum(not _identical(one, other) for one, other in zip(first, again, strict=True))
+        records += [
+            GoldenRecord(
+                item=item.id,
+                kind=item.kind,
+                group=item.group,
+                prompt=item.contexts[0],
+                output=run.answer.output,
+                reference=None if item.answer is None else str(item.answer),
+                right=run.answer.right,
+                score=run.answer.score,
+            )
+            for item, run in zip(batch.items, first, strict=True)
+        ]
+    store.put_golden(tuple(records), disagreements)
+
+
+def _identical(first: ItemRun, second: ItemRun) -> bool:
+    """Whether two runs of an item agree in their answer and in every bit of their logits."""
+    return first.answer == second.answer and all(
+        torch.equal(words(a), words(b)) for a, b in zip(first.logits, second.logits, strict=True)
+    )
+
+
+def _noise(plan: Plan, executor: ReferenceExecutor, number: int) -> NoiseRecord:
+    """Perturbation `number` of the noise floor: the first is another batch shape, the others are a change of one
+    unit in the last place of one weight (bit 0 flipped for the whole run)."""
+    if number == 0:
+        return _other_shapes(plan, executor)
+    selection = Selection(sites=("weight",), draw="uniform", bits=(0,))
+    faults = sample_faults(
+        selection,
+        select(selection, plan.model.components),
+        plan.model.format,
+        decode_passes=0,
+        seed=plan.settings.run.seed,
+        index=NOISE_INDEX + number,
+    )
+    items = [
+        compare_item(item, clean, perturbed, reached=True)
+        for batch in plan.used_batches
+        for item, clean, perturbed in zip(
+            batch.items,
+            executor.golden(batch, faults).items,
+            executor.trial(batch, faults).items,
+            strict=True,
+        )
+    ]
+    return NoiseRecord(perturbation=format_faults(faults), items=tuple(items))
+
+
+def _other_shapes(plan: Plan, executor: ReferenceExecutor) -> NoiseRecord:
+    """Every item in use on its own instead of in its batch; one that is alone already, beside a copy of itself."""
+    items = []
+    for batch in plan.used_batches:
+        alone = len(batch.items) == 1
+        reshaped = (
+            (replace(batch, items=batch.items * 2, rows=batch.rows * 2),)
+            if alone
+            else tuple(
+                replace(batch, items=(item,), rows=(rows,)) for item, rows in zip(batch.items, batch.rows, strict=True)
+            )
+        )
+        # A batch keeps its number through `replace`, so each reshaped one gets an executor of its own.
+        runs = [ReferenceExecutor(plan.model).golden(one).items[0] for one in reshaped]
+        items += [
+            compare_item(item, clean, run, reached=True)
+            for item, clean, run in zip(batch.items, executor.golden(batch).items, runs, strict=True)
+        ]
+    return NoiseRecord(perturbation="another batch shape", items=tuple(items))

@@ -1,0 +1,121 @@
+"""The study file: what to run, on what, how often. Unknown keys are errors."""
+
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aftershock.errors import InputError
+from aftershock.faults import Selection
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelSettings(_Table):
+    """`[model]`: a model spec (`demo:NAME`, a folder, a .gguf file, a hub id), dtype and device."""
+
+    spec: str = "demo:smollm2-135m"
+    dtype: str = "float32"
+    device: str = "cpu"
+
+
+class TaskSettings(_Table):
+    """`[task]`: `probe` or the path of a task file; the first `limit` items of it; tokens to generate."""
+
+    spec: str = "probe"
+    limit: int | None = Field(None, ge=1)
+    max_new_tokens: int | None = Field(None, ge=1)
+
+
+class RunSettings(_Table):
+    """`[run]`: how many trials, from which seed, in which shapes.
+
+    trials           faults (fault sets) to try
+    seed             everything random follows from it
+    items_per_fault  items that each fault sees, taken as whole batches
+    batch_items      items that run together; the shapes they make decide rounding, so it is part of the plan
+    noise            perturbations that mean nothing, to measure the noise floor with
+    traced           trials whose error is followed through the layers
+    threads          CPU threads; they decide rounding too. Not given: torch's own number
+    check_every      trials between two checks of the whole model's hash
+    """
+
+    trials: int = Field(400, ge=1)
+    seed: int = Field(0, ge=0, lt=2**63)
+    items_per_fault: int = Field(16, ge=1)
+    batch_items: int = Field(8, ge=1)
+    noise: int = Field(5, ge=2)
+    traced: int = Field(24, ge=0)
+    threads: int | None = Field(None, ge=1)
+    check_every: int = Field(200, ge=1)
+
+
+class StudySettings(_Table):
+    """A whole study. `fault_list` holds faults in the grammar, one trial each, in place of drawing them."""
+
+    model: ModelSettings = ModelSettings()
+    task: TaskSettings = TaskSettings()
+    faults: Selection = Selection()
+    fault_list: tuple[str, ...] = ()
+    run: RunSettings = RunSettings()
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The tables of a study file, not yet checked. Raises InputError."""
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise InputError(f"study file {path} can't be read ({error.strerror}): give a TOML file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"study file {path} is not valid TOML: {error}") from None
+
+
+def check_settings(tables: Mapping[str, Any], source: str) -> StudySettings:
+    """Settings from the tables of a study file. Raises InputError that names the key, with a suggestion."""
+    try:
+        return StudySettings.model_validate(tables)
+    except ValidationError as error:
+        raise InputError(f"{source}: {_first_problem(error)}") from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = [str(part) for part in problem["loc"]]
+    if problem["type"] != "extra_forbidden":
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{'.'.join(place) or 'the file'}: {message[0].lower()}{message[1:]}"
+    table: type[BaseModel] = StudySettings
+    for part in place[:-1]:
+        annotation = table.model_fields[part].annotation
+        assert isinstance(annotation, type)
+        table = annotation
+    close = get_close_matches(place[-1], table.model_fields, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(table.model_fields)}"
+    return f"unknown key {'.'.join(place)!r}: {hint}"
+
+
+def to_toml(settings: StudySettings) -> str:
+    """The settings as a study file that gives equal settings back; what is not set is left out."""
+    tables = settings.model_dump(mode="json", exclude_none=True)
+    lines = [f"fault_list = {_toml(tables.pop('fault_list'))}", ""] if settings.fault_list else []
+    tables.pop("fault_list", None)
+    for name, table in tables.items():
+        lines += [f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items()), ""]
+    return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        # A TOML basic string takes JSON's escapes.
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return repr(value)

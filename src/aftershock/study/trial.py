@@ -1,0 +1,134 @@
+"""One trial: run the batches under the faults and write down what became of each item."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+
+from aftershock.errors import ContractError, InputError
+from aftershock.faults import Fault, Labels, labels
+from aftershock.inject import Struck
+from aftershock.models import LoadedModel
+from aftershock.replay import Batch, Executor, ItemRun, distance, residual_error
+from aftershock.study.records import ItemRecord, Strike, TrialRecord
+from aftershock.tasks import Answer, Item, classify
+
+KEPT_FAULTS = 64
+"""Fault lines and strikes kept in a record; a digest covers the rest."""
+
+_NO_FAULT = Labels("none", "none", None, (), "none", "none")
+
+_log = logging.getLogger(__name__)
+
+
+def run_trial(
+    executor: Executor,
+    model: LoadedModel,
+    trial: int,
+    batches: Sequence[Batch],
+    faults: tuple[Fault, ...],
+    traced: bool,
+) -> TrialRecord:
+    """The record of one trial. An exception that the faults provoke in the model is the outcome `crash`."""
+    items: list[ItemRecord] = []
+    strikes: list[Strike] = []
+    errors: list[tuple[float, ...]] = []
+    for batch in batches:
+        golden = executor.golden(batch, faults)
+        try:
+            run = executor.trial(batch, faults)
+            if traced:
+                errors.append(residual_error(model, batch, faults, golden))
+        except (ContractError, InputError, MemoryError):
+            raise
+        except Exception as error:
+            # The model itself failed under the fault, as an index out of range would make it: that is a result.
+            _log.info("trial %d crashed: %s", trial, error)
+            items += [_crashed(item, clean.answer) for item, clean in zip(batch.items, golden.items, strict=True)]
+            continue
+        items += [
+            compare_item(item, clean, faulty, faulty.reached or not faults)
+            for item, clean, faulty in zip(batch.items, golden.items, run.items, strict=True)
+        ]
+        strikes += _strikes(batch, run.struck)
+    label = labels(faults, model.components, model.format) if faults else _NO_FAULT
+    strikes = list(dict.fromkeys(strikes))
+    return TrialRecord(
+        trial=trial,
+        faults=tuple(map(str, faults[:KEPT_FAULTS])),
+        fault_count=len(faults),
+        site=label.site,
+        component=label.component,
+        layer=label.layer,
+        bits=label.bits,
+        bit_class=label.bit_class,
+        stage=label.stage,
+        strikes=tuple(strikes[:KEPT_FAULTS]),
+        strikes_digest=hashlib.sha256(
+            json.dumps([strike.model_dump(mode="json") for strike in strikes]).encode()
+        ).hexdigest(),
+        items=tuple(items),
+        residual_error=tuple(map(max, zip(*errors, strict=True))) if errors else None,
+    )
+
+
+def compare_item(item: Item, golden: ItemRun, other: ItemRun, reached: bool) -> ItemRecord:
+    """The record of one item; `reached` tells whether a fault or perturbation was there at all."""
+    clean, answer = golden.answer, other.answer
+    apart = distance(golden, other)
+    return ItemRecord(
+        item=item.id,
+        outcome=classify(item, clean, answer) if reached else "unreached",
+        eligible=reached and clean.right is not False,
+        right=answer.right,
+        output=None if answer.output == clean.output else answer.output,
+        score_change=answer.score - clean.score,
+        first_difference=first_difference(item, clean, answer),
+        rmse=None if apart is None else apart.rmse,
+        kl=None if apart is None else apart.kl,
+    )
+
+
+def first_difference(item: Item, golden: Answer, faulty: Answer) -> int | None:
+    """Position of the first answer token that differs; options of a choice are not compared token by token."""
+    if item.kind == "choice" or golden.tokens == faulty.tokens:
+        return None
+    pairs = zip(golden.tokens, faulty.tokens, strict=False)
+    shorter = min(len(golden.tokens), len(faulty.tokens))
+    return next((place for place, (a, b) in enumerate(pairs) if a != b), shorter)
+
+
+def _crashed(item: Item, golden: Answer) -> ItemRecord:
+    return ItemRecord(
+        item=item.id,
+        outcome="crash",
+        eligible=golden.right is not False,
+        right=None,
+        output=None,
+        score_change=0.0,
+        first_difference=None,
+        rmse=None,
+        kl=None,
+    )
+
+
+def _strikes(batch: Batch, struck: Sequence[Struck]) -> list[Strike]:
+    """Strikes by item; options of one item share their context, so equal strikes in it are kept once."""
+    item_of = {
+        sequence: item.id
+        for item, sequences in zip(batch.items, batch.sequence_of, strict=True)
+        for sequence in sequences
+    }
+    return [
+        Strike(
+            fault=one.fault,
+            tensor=one.tensor,
+            index=one.index,
+            item=None if one.row is None else item_of[one.row],
+            old_bits=one.old_bits,
+            new_bits=one.new_bits,
+            old_value=one.old_value,
+            new_value=one.new_value,
+        )
+        for one in struck
+    ]
