@@ -1,0 +1,45 @@
+"""What the model is asked, and what its answers are worth."""
+
+from aftershock.tasks.encode import Tokenizer, encode, windows
+from aftershock.tasks.items import Answer, Item, Kind, Row, RowResult
+from aftershock.tasks.judge import judge, matches, perplexity, rouge1
+from aftershock.tasks.load import Task, load_task, probe_items, text_items
+from aftershock.tasks.outcomes import (
+    OUTCOMES,
+    Distortion,
+    Outcome,
+    Transition,
+    classify,
+    distortion,
+    is_sdc,
+    score_change,
+    transition,
+)
+
+__all__ = [
+    "OUTCOMES",
+    "Answer",
+    "Distortion",
+    "Item",
+    "Kind",
+    "Outcome",
+    "Row",
+    "RowResult",
+    "Task",
+    "Tokenizer",
+    "Transition",
+    "classify",
+    "distortion",
+    "encode",
+    "is_sdc",
+    "judge",
+    "load_task",
+    "matches",
+    "perplexity",
+    "probe_items",
+    "rouge1",
+    "score_change",
+    "text_items",
+    "transition",
+    "windows",
+]
