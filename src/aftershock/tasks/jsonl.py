@@ -89,7 +89,7 @@ def _item(where: str, line: str, schema: type[Line]) -> Item:
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
-        what = ": ".join((*map(str, first["loc"]), message))
+        what = ".".join(map(str, first["loc"])) + (": " if first["loc"] else "") + message
         raise InputError(f"{where}: {what}: mend or remove the line") from error
 
 

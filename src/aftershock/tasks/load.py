@@ -47,8 +47,7 @@ def load_task(spec: str, limit: int | None = None, max_new_tokens: int | None = 
         name = Path(spec).stem
     if max_new_tokens is not None:
         items = tuple(
-            replace(item, max_new_tokens=max_new_tokens) if item.kind == "generation" else item
-            for item in items
+            replace(item, max_new_tokens=max_new_tokens) if item.kind == "generation" else item for item in items
         )
     content = json.dumps([asdict(item) for item in items], ensure_ascii=True, sort_keys=True)
     return Task(name, items, hashlib.sha256(content.encode()).hexdigest())
@@ -80,9 +79,7 @@ def _read(path: Path) -> tuple[Item, ...]:
     except OSError as error:
         raise InputError(f"task file {path} can't be read ({error.strerror}): check the path") from error
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"task file {path} is not UTF-8 text (byte {error.start}): convert it to UTF-8"
-        ) from error
+        raise InputError(f"task file {path} is not UTF-8 text (byte {error.start}): convert it to UTF-8") from error
     items = read_jsonl(str(path), text) if path.suffix == ".jsonl" else text_items(path.stem, text)
     if not items:
         raise InputError(f"task file {path} is empty: give it at least one item")

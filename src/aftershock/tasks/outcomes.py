@@ -25,9 +25,7 @@ from aftershock.tasks.judge import ROUGE_RIGHT, rouge1, words
 Outcome = Literal["masked", "benign", "subtle", "distorted", "non_finite", "crash"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
-Transition = Literal[
-    "right->right", "right->wrong", "wrong->right", "wrong->same", "wrong->other", "no reference"
-]
+Transition = Literal["right->right", "right->wrong", "wrong->right", "wrong->same", "wrong->other", "no reference"]
 
 Distortion = Literal[
     "empty", "runaway", "repetition", "broken characters", "foreign script", "symbols", "mangled words"
@@ -146,16 +144,15 @@ def _classify_loss(rise: float) -> Outcome:
 
 def _repeated(text: str) -> int:
     """Most characters covered by one block that occurs at least three times in a row."""
-    flat = " ".join(text.casefold().split())
+    # White space counts as one space, and the end as another, so that the last word repeats like the others.
+    flat = " ".join(text.casefold().split()) + " "
     return max((len(match.group(1)) for match in _REPEATS.finditer(flat)), default=0)
 
 
 def _broken(text: str) -> bool:
     whole = text.rstrip("\ufffd")
     visible = (character for character in whole if not character.isspace())
-    return "\ufffd" in whole or any(
-        unicodedata.category(character) in ("Cc", "Co", "Cn") for character in visible
-    )
+    return "\ufffd" in whole or any(unicodedata.category(character) in ("Cc", "Co", "Cn") for character in visible)
 
 
 def _scripts(text: str) -> Counter[str]:

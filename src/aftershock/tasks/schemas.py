@@ -136,9 +136,7 @@ class PassageChoice(Choice):
             return self.options(f"{self.context}\nQuestion: {self.question}?\nAnswer:")
         question, answer, right = LABELS.get(self.language, ("Question", "Answer {letter}", "Correct answer"))
         return self.letters(
-            f"{self.context}\n{question}: {self.question}\n"
-            + _lettered(self.choices, answer + ": ")
-            + f"{right}:"
+            f"{self.context}\n{question}: {self.question}\n" + _lettered(self.choices, answer + ": ") + f"{right}:"
         )
 
 
@@ -279,6 +277,4 @@ class Code(Line):
 
 
 def _lettered(choices: tuple[str, ...], label: str) -> str:
-    return "".join(
-        f"{label.format(letter=letter)}{choice}\n" for letter, choice in zip(LETTERS, choices, strict=False)
-    )
+    return "".join(f"{label.format(letter=letter)}{choice}\n" for letter, choice in zip(LETTERS, choices, strict=False))
