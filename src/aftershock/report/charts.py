@@ -1,0 +1,239 @@
+"""The charts of the report: pure functions from frames to Altair charts.
+
+A chart takes its width and its theme (axes, text, colour ramp) from the page that shows it, and listens to one
+parameter, `site`, which picks the rows of one kind of site or of all.
+"""
+
+from collections.abc import Collection, Sequence
+
+import altair as alt
+import polars as pl
+
+from aftershock.models import COMPONENTS
+from aftershock.numerics import BIT_CLASSES
+from aftershock.report.tables import ALL_SITES, OUTCOMES, OUTSIDE
+from aftershock.report.wording import rate
+
+OUTCOME_COLOURS = {
+    "masked": "#98a2ad",
+    "benign": "#4fa3a5",
+    "subtle": "#eca02f",
+    "distorted": "#d9504c",
+    "non_finite": "#8d79e0",
+    "crash": "#5566cc",
+    "unreached": "#98a2ad",
+}
+"""One colour per outcome, legible on light and on dark."""
+
+STAGES = ("prefill", "first_token", "decode", "persistent")
+
+_CLASS_COLOURS = {"sign": "#8d79e0", "exponent": "#d9504c", "mantissa": "#3d8fc6"}
+_ACCENT = "#d9504c"
+_NEUTRAL = "#8a94a0"
+_OF_SITE = "datum.site === site"
+_SHARE = alt.Axis(format="~%", tickCount=6)
+_RATE_TOOLTIPS = (
+    alt.Tooltip("written:N", title="SDC rate, 95 % interval"),
+    alt.Tooltip("n:Q", title="faults"),
+)
+
+Floor = tuple[float, float, float]
+"""The noise floor of the SDC rate: estimate, low, high."""
+
+
+def component_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
+    """SDC rate by component (rows: `rate_frame` by component), with the noise floor behind it."""
+    y = alt.Y("component:N", title=None, sort=_ordered(rates["component"], COMPONENTS))
+    x = alt.X("estimate:Q", title="SDC rate", axis=_SHARE)
+    base = _base(rates)
+    tooltip = [alt.Tooltip("component:N"), *_RATE_TOOLTIPS]
+    bars = base.mark_rule(strokeWidth=2, color=_NEUTRAL).encode(x=alt.X("low:Q", title="SDC rate"), x2="high:Q", y=y)
+    dots = base.mark_point(filled=True, size=70, color=_ACCENT, opacity=1).encode(x=x, y=y, tooltip=tooltip)
+    return _finished(alt.layer(*_floor_layers(floor, "x"), bars, dots), alt.Step(24))
+
+
+def stage_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
+    """SDC rate by stage (rows: `rate_frame` by stage)."""
+    x = alt.X("stage:N", title=None, sort=_ordered(rates["stage"], STAGES), axis=alt.Axis(labelAngle=0))
+    return _upright(rates, x, "stage", alt.ColorValue(_ACCENT), floor)
+
+
+def layer_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
+    """SDC rate by layer (rows: `rate_frame` by layer)."""
+    x = alt.X("layer:O", title="decoder layer", axis=alt.Axis(labelAngle=0, labelOverlap=True))
+    return _upright(rates, x, "layer", alt.ColorValue(_ACCENT), floor)
+
+
+def bit_chart(rates: pl.DataFrame, floor: Floor | None, bits: int) -> alt.LayerChart:
+    """SDC rate by bit position of single-bit faults (rows: `rate_frame` by bit and bit_class); words of `bits` bits."""
+    x = alt.X(
+        "bit:O",
+        title="bit position (the sign on the left, bit 0 least significant)",
+        scale=alt.Scale(domain=list(range(bits - 1, -1, -1))),
+        axis=alt.Axis(labelAngle=0, labelOverlap=True),
+    )
+    colour = alt.Color(
+        "bit_class:N",
+        title=None,
+        scale=alt.Scale(domain=list(BIT_CLASSES), range=[_CLASS_COLOURS[name] for name in BIT_CLASSES]),
+        legend=alt.Legend(orient="top"),
+    )
+    return _upright(rates, x, "bit", colour, floor)
+
+
+def outcome_chart(shares: pl.DataFrame) -> alt.Chart:
+    """Outcome mix by component (rows: `outcome_frame` by component), without masked: the bar is what changed."""
+    changed = shares.filter(pl.col("outcome") != "masked").with_columns(
+        rank=pl.col("outcome").map_elements(OUTCOMES.index, return_dtype=pl.Int64())
+    )
+    shown = [outcome for outcome in OUTCOMES if outcome in set(changed["outcome"])]
+    chosen = alt.selection_point(fields=["outcome"], bind="legend", name="outcome_chosen")
+    chart = (
+        _base(changed)
+        .mark_bar()
+        .encode(
+            x=alt.X("estimate:Q", title="share of eligible items, mean over faults", axis=_SHARE),
+            y=alt.Y("component:N", title=None, sort=_ordered(changed["component"], COMPONENTS)),
+            color=alt.Color(
+                "outcome:N",
+                title=None,
+                scale=alt.Scale(domain=shown, range=[OUTCOME_COLOURS[outcome] for outcome in shown]),
+                legend=alt.Legend(orient="top"),
+            ),
+            order=alt.Order("rank:Q"),
+            opacity=alt.when(chosen).then(alt.value(1)).otherwise(alt.value(0.12)),
+            tooltip=[
+                alt.Tooltip("component:N"),
+                alt.Tooltip("outcome:N"),
+                alt.Tooltip("written:N", title="share, 95 % interval"),
+                alt.Tooltip("n:Q", title="faults"),
+            ],
+        )
+        .add_params(chosen)
+    )
+    return _finished(chart, alt.Step(24))
+
+
+def heatmap(rates: pl.DataFrame, layers: int) -> alt.LayerChart:
+    """SDC rate by component and layer (rows: `rate_frame` by component and layer label).
+
+    The number in a cell is its number of faults; a cell that no fault hit is an empty outline, not a zero.
+    """
+    columns = [OUTSIDE, *map(str, range(layers))]
+    rows = _ordered(rates["component"], COMPONENTS)
+    grid = pl.DataFrame({"component": rows}).join(pl.DataFrame({"layer": columns}), how="cross")
+    x = alt.X("layer:N", title="decoder layer", sort=columns, axis=alt.Axis(labelAngle=0, labelOverlap=True))
+    y = alt.Y("component:N", title=None, sort=rows)
+    empty = (
+        alt.Chart(grid)
+        .mark_rect(filled=False, stroke=_NEUTRAL, strokeOpacity=0.25, strokeWidth=1)
+        .encode(x=x, y=y)
+    )
+    base = _base(rates)
+    cells = base.mark_rect(stroke=_NEUTRAL, strokeOpacity=0.35, strokeWidth=0.5).encode(
+        x=x,
+        y=y,
+        color=alt.Color(
+            "estimate:Q",
+            title="SDC rate",
+            scale=alt.Scale(domainMin=0),
+            legend=alt.Legend(orient="top", format="~%", gradientLength=160, gradientThickness=10),
+        ),
+        tooltip=[alt.Tooltip("component:N"), alt.Tooltip("layer:N"), *_RATE_TOOLTIPS],
+    )
+    counts = base.mark_text(fontSize=9, opacity=0.75).encode(x=x, y=y, text=alt.Text("n:Q"))
+    return _finished(alt.layer(empty, cells, counts), alt.Step(22))
+
+
+def growth_chart(growth: pl.DataFrame) -> alt.LayerChart:
+    """Relative error of the residual stream by depth (rows: `growth_frame`): one line a trial, and their median.
+
+    Crosses on the top edge are depths at which the error was no longer finite.
+    """
+    finite = growth.filter(pl.col("error").is_not_null())
+    lost = growth.filter(~pl.col("finite"))
+    pooled = pl.concat([finite.with_columns(site=pl.lit(ALL_SITES)), finite])
+    median = pooled.group_by("site", "depth").agg(pl.col("error").median(), n=pl.len()).sort("site", "depth")
+    pointed = alt.selection_point(fields=["trial"], on="pointerover", clear="pointerout", empty=False, name="pointed")
+    x = alt.X("depth:Q", title="depth: 0 is the embedding, d the output of layer d − 1", axis=alt.Axis(tickMinStep=1))
+    y = alt.Y("error:Q", title="relative error of the residual stream", scale=alt.Scale(type="log"))
+    colour = alt.Color(
+        "outcome:N",
+        title="worst outcome",
+        scale=alt.Scale(domain=list(OUTCOMES[:-1]), range=[OUTCOME_COLOURS[one] for one in OUTCOMES[:-1]]),
+        legend=alt.Legend(orient="top"),
+    )
+    tooltip = [alt.Tooltip(f"{name}:N") for name in ("trial", "fault", "outcome")]
+    of_site = f"site === '{ALL_SITES}' || {_OF_SITE}"
+    lines = (
+        alt.Chart(finite)
+        .transform_filter(of_site)
+        .mark_line(interpolate="linear")
+        .encode(
+            x=x,
+            y=y,
+            detail="trial:N",
+            color=colour,
+            opacity=alt.when(pointed).then(alt.value(1)).otherwise(alt.value(0.4)),
+            strokeWidth=alt.when(pointed).then(alt.value(3)).otherwise(alt.value(1.2)),
+            tooltip=[*tooltip, alt.Tooltip("depth:Q"), alt.Tooltip("error:Q", format=".3g")],
+        )
+        .add_params(pointed)
+    )
+    middle = (
+        _base(median)
+        .mark_line(strokeWidth=3, strokeDash=[6, 3], color=_NEUTRAL)
+        .encode(x=x, y=y, tooltip=[alt.Tooltip("error:Q", title="median", format=".3g"), alt.Tooltip("n:Q")])
+    )
+    crosses = (
+        alt.Chart(lost)
+        .transform_filter(of_site)
+        .mark_point(shape="cross", size=40, filled=True)
+        .encode(x=x, y=alt.value(0), color=colour, tooltip=[*tooltip, alt.Tooltip("depth:Q")])
+    )
+    return _finished(alt.layer(lines, middle, crosses), 320)
+
+
+def _upright(
+    rates: pl.DataFrame, x: alt.X, label: str, colour: alt.Color | alt.ColorValue, floor: Floor | None
+) -> alt.LayerChart:
+    """Points with vertical intervals over the categories of `x`."""
+    base = _base(rates)
+    tooltip = [alt.Tooltip(f"{label}:N", title=label), *_RATE_TOOLTIPS]
+    y = alt.Y("estimate:Q", title="SDC rate", axis=_SHARE)
+    bars = base.mark_rule(strokeWidth=2, color=_NEUTRAL).encode(x=x, y=alt.Y("low:Q", title="SDC rate"), y2="high:Q")
+    dots = base.mark_point(filled=True, size=70, opacity=1).encode(x=x, y=y, color=colour, tooltip=tooltip)
+    return _finished(alt.layer(*_floor_layers(floor, "y"), bars, dots), 240)
+
+
+def _floor_layers(floor: Floor | None, axis: str) -> Collection[alt.Chart]:
+    """The noise floor as a band (its interval) and a dashed line (its estimate) across the axis of rates."""
+    if floor is None:
+        return ()
+    estimate, low, high = floor
+    data = alt.Chart(
+        pl.DataFrame({"estimate": [estimate], "low": [low], "high": [high], "written": [rate(estimate, low, high)]})
+    )
+    tooltip = alt.Tooltip("written:N", title="noise floor, 95 % interval")
+    channel = alt.X if axis == "x" else alt.Y
+    line = {axis: channel("estimate:Q", title="SDC rate")}
+    band = {axis: channel("low:Q", title="SDC rate"), f"{axis}2": "high:Q"}
+    return (
+        data.mark_rect(color=_NEUTRAL, opacity=0.16).encode(tooltip=tooltip, **band),
+        data.mark_rule(color=_NEUTRAL, strokeDash=[4, 3]).encode(tooltip=tooltip, **line),
+    )
+
+
+def _base(rows: pl.DataFrame) -> alt.Chart:
+    return alt.Chart(rows).transform_filter(_OF_SITE)
+
+
+def _finished(chart: alt.Chart | alt.LayerChart, height: int | alt.Step) -> alt.Chart | alt.LayerChart:
+    site = alt.param(name="site", value=ALL_SITES)
+    return chart.add_params(site).properties(width="container", height=height)
+
+
+def _ordered(values: pl.Series, order: Sequence[str]) -> list[str]:
+    """The distinct values, those of `order` first and in its order."""
+    found = sorted(set(values))
+    return [value for value in order if value in found] + [value for value in found if value not in order]

@@ -1,0 +1,108 @@
+"""Which charts a report has, what each is titled, and how to read it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from aftershock.numerics import format_of
+from aftershock.report.charts import (
+    Floor,
+    bit_chart,
+    component_chart,
+    growth_chart,
+    heatmap,
+    layer_chart,
+    outcome_chart,
+    stage_chart,
+)
+from aftershock.report.tables import OUTSIDE, growth_frame, outcome_frame, rate_frame
+from aftershock.study import Environment, TrialRecord
+
+TRACED_LINES = 48
+"""Most trials drawn as lines in the chart of error growth, taken evenly."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart: `spec` is its Vega-Lite specification, None where the study has nothing to draw in it."""
+
+    name: str
+    title: str
+    reading: str
+    wide: bool
+    spec: dict[str, Any] | None
+
+
+def panels(
+    trials: pl.DataFrame, records: tuple[TrialRecord, ...], environment: Environment, floor: Floor | None
+) -> Iterator[Panel]:
+    """Every panel of the page, in its order."""
+    by_component = rate_frame(trials, ["component"])
+    yield Panel(
+        "component",
+        "SDC rate by component",
+        "Point and 95 % interval over faults. The dashed line and its band are the noise floor.",
+        False,
+        _spec(by_component, component_chart(by_component, floor)),
+    )
+    mix = outcome_frame(trials, ["component"])
+    yield Panel(
+        "outcomes",
+        "What became of the answers",
+        "The bar is what did not stay masked. Click a legend entry to single it out.",
+        False,
+        _spec(mix, outcome_chart(mix)),
+    )
+    cells = rate_frame(
+        trials.with_columns(pl.col("layer").cast(pl.String).fill_null(OUTSIDE)), ["component", "layer"]
+    )
+    yield Panel(
+        "heatmap",
+        "SDC rate by component and layer",
+        f"Each cell says how many faults hit it; an outline without a number was never hit. {OUTSIDE} is what lies "
+        "in no single layer. Few faults make an uncertain cell: the interval is under the pointer. Click a cell to "
+        "list its faulty answers below.",
+        True,
+        _spec(cells, heatmap(cells, environment.layers)),
+    )
+    by_layer = rate_frame(trials, ["layer"])
+    yield Panel(
+        "layer",
+        "SDC rate by layer",
+        "All components of a decoder layer together.",
+        True,
+        _spec(by_layer, layer_chart(by_layer, floor)),
+    )
+    by_bit = rate_frame(trials, ["bit", "bit_class"])
+    yield Panel(
+        "bit",
+        "SDC rate by bit position",
+        f"Faults that change one bit of a {environment.dtype} word.",
+        True,
+        _spec(by_bit, bit_chart(by_bit, floor, format_of(environment.dtype).bits)),
+    )
+    by_stage = rate_frame(trials, ["stage"])
+    yield Panel(
+        "stage",
+        "SDC rate by stage",
+        "Transient faults by the stage they struck in; persistent faults on their own.",
+        False,
+        _spec(by_stage, stage_chart(by_stage, floor)),
+    )
+    traced = tuple(record for record in records if record.residual_error is not None)
+    growth = growth_frame(traced[:: -(-len(traced) // TRACED_LINES) or 1])
+    yield Panel(
+        "growth",
+        "How the error grows through the layers",
+        f"{growth['trial'].n_unique():,} traced trials, the largest error over their items; dashed: the median of those "
+        "with an error at that depth. A cross on the top edge is no longer finite. Lines begin where the fault struck.",
+        False,
+        _spec(growth, growth_chart(growth)),
+    )
+
+
+def _spec(rows: pl.DataFrame, chart: alt.Chart | alt.LayerChart) -> dict[str, Any] | None:
+    return None if rows.is_empty() else chart.to_dict()

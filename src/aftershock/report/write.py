@@ -1,0 +1,44 @@
+"""Put a study's report on disk."""
+
+import os
+from pathlib import Path
+
+from aftershock.errors import InputError
+from aftershock.report.markdown import markdown
+from aftershock.report.page import page
+from aftershock.report.tables import csv_text, item_frame, trial_frame
+from aftershock.study import StoredStudy, summarise
+
+
+def write_report(stored: StoredStudy, folder: Path) -> Path:
+    """Write `report.html`, `report.md`, `trials.csv` and `items.csv` into `folder`; returns the HTML's path.
+
+    Each file is replaced whole or not at all. Raises InputError when the folder can't be written.
+    """
+    summary = summarise(stored)
+    texts = {
+        "trials.csv": csv_text(trial_frame(stored.trials, stored.golden)),
+        "items.csv": csv_text(item_frame(stored.trials, stored.golden)),
+        "report.md": markdown(stored, summary),
+        "report.html": page(stored, summary),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            _replace(folder / name, text)
+    except OSError as error:
+        raise InputError(
+            f"the report can't be written to {folder} ({error.strerror}): "
+            "check the folder, its rights and the space left on the disk"
+        ) from None
+    return folder / "report.html"
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside the file and rename: a reader finds the old text or the new one, never half of it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text, encoding="utf-8", newline="\n")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
