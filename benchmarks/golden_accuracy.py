@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from itertools import groupby
+from itertools import accumulate, groupby
 from math import sqrt
 from pathlib import Path
 from typing import Any
@@ -104,13 +104,10 @@ def task_figures(name: str, items: tuple[Item, ...], model: LoadedModel) -> dict
     results = iter(run_rows(tuple(row for rows in encoded for row in rows), model))
     runs = [(item, tuple(next(results) for _ in rows)) for item, rows in zip(items, encoded, strict=True)]
 
-    def accuracy(length_normalised: bool) -> dict[str, float]:
-        scored = [replace(item, length_normalised=length_normalised) for item, _ in runs]
-        return share([judge(item, run, model.tokenizer) for item, (_, run) in zip(scored, runs, strict=True)])
-
-    figures = {f"{name}_acc": accuracy(False)}
+    figures = {f"{name}_acc": share([judge(item, run, model.tokenizer) for item, run in runs])}
     if items[0].kind == "choice":
-        figures[f"{name}_acc_norm"] = accuracy(True)
+        normalised = [(replace(item, length_normalised=True), run) for item, run in runs]
+        figures[f"{name}_acc_norm"] = share([judge(item, run, model.tokenizer) for item, run in normalised])
     return figures
 
 
@@ -159,16 +156,10 @@ def length(row: Row) -> int:
 
 
 def batches(order: list[int], rows: tuple[Row, ...]) -> Iterator[list[int]]:
-    """Runs of places whose padded tokens fill a batch; `order` ascends in length."""
-    padded = 0
-
-    def number(place: int) -> int:
-        nonlocal padded
-        padded += length(rows[place])
-        return padded // TOKENS_PER_BATCH
-
-    for _, places in groupby(order, key=number):
-        yield list(places)
+    """The places cut into runs of about `TOKENS_PER_BATCH` tokens; `order` ascends in length."""
+    ends = accumulate(length(rows[place]) for place in order)
+    for _, run in groupby(zip(ends, order, strict=True), key=lambda pair: pair[0] // TOKENS_PER_BATCH):
+        yield [place for _, place in run]
 
 
 @torch.inference_mode()

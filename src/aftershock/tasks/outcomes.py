@@ -25,11 +25,15 @@ from aftershock.tasks.judge import ROUGE_RIGHT, rouge1, words
 Outcome = Literal["masked", "benign", "subtle", "distorted", "non_finite", "crash"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
+"""In the order of harm, detected errors last."""
+
 Transition = Literal["right->right", "right->wrong", "wrong->right", "wrong->same", "wrong->other", "no reference"]
+"""How the task's verdict moved from golden to faulty."""
 
 Distortion = Literal[
     "empty", "runaway", "repetition", "broken characters", "foreign script", "symbols", "mangled words"
 ]
+"""The rules by which a text is distorted, in the order they are tried."""
 
 LOSS_DELTA = 0.01
 """Change of the mean loss per token, in nats, that still counts as the same output (1 % of perplexity)."""
