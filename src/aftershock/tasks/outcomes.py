@@ -50,7 +50,7 @@ FOREIGN_LETTERS = 3
 LONG_WORD = 30
 """Letters of a single word beyond which it is no word of a language."""
 
-_REPEATS = re.compile(r"(?=((.{1,200}?)\2{2,}))")
+_REPEATS = re.compile(rf"(?=((.{{1,200}}?)\2{{2,{REPEATED_CHARACTERS}}}))")
 _INNER_CAPITAL = re.compile(r"[^\W\d_A-Z][A-Z]")
 _ONE_SCRIPT = {"HIRAGANA": "CJK", "KATAKANA": "CJK", "KATAKANA-HIRAGANA": "CJK"}
 
@@ -123,7 +123,7 @@ def distortion(item: Item, golden: Answer, faulty: Answer) -> Distortion | None:
     limit = item.max_new_tokens
     if len(faulty.tokens) >= limit and 2 * len(golden.tokens) <= limit:
         return "runaway"
-    if _repeated(ours) >= REPEATED_CHARACTERS > _repeated(theirs):
+    if _repetitive(ours) and not _repetitive(theirs):
         return "repetition"
     if _broken(ours) and not _broken(theirs):
         return "broken characters"
@@ -146,11 +146,11 @@ def _classify_loss(rise: float) -> Outcome:
     return "distorted" if rise > LOSS_COLLAPSE else "subtle"
 
 
-def _repeated(text: str) -> int:
-    """Most characters covered by one block that occurs at least three times in a row."""
+def _repetitive(text: str) -> bool:
+    """Whether a block occurs at least three times in a row and so covers `REPEATED_CHARACTERS`."""
     # White space counts as one space, and the end as another, so that the last word repeats like the others.
     flat = " ".join(text.casefold().split()) + " "
-    return max((len(match.group(1)) for match in _REPEATS.finditer(flat)), default=0)
+    return any(len(match.group(1)) >= REPEATED_CHARACTERS for match in _REPEATS.finditer(flat))
 
 
 def _broken(text: str) -> bool:
