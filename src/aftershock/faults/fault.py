@@ -5,8 +5,10 @@ Every part is an immutable value. `str(fault)` is one line and `parse_fault` giv
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
+from aftershock.errors import InputError
 from aftershock.models import FIRST_TOKEN, PREFILL, decode
 
 
@@ -41,16 +43,22 @@ class Flip:
 
     bits: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        _check_bits(self.bits)
+
     def __str__(self) -> str:
         return f"flip {','.join(map(str, self.bits))}"
 
 
 @dataclass(frozen=True)
 class StuckAt:
-    """Force the bits given to `level`; a bit that has it already stays as it is."""
+    """Force the bits given (ascending) to `level`; a bit that has it already stays as it is."""
 
     bits: tuple[int, ...]
     level: Literal[0, 1]
+
+    def __post_init__(self) -> None:
+        _check_bits(self.bits)
 
     def __str__(self) -> str:
         return f"stuck-at-{self.level} {','.join(map(str, self.bits))}"
@@ -85,6 +93,11 @@ class Add:
 Corruption = Flip | StuckAt | Replace | Add
 
 
+def _check_bits(bits: tuple[int, ...]) -> None:
+    if not bits or bits[0] < 0 or any(low >= high for low, high in pairwise(bits)):
+        raise InputError(f"bits {list(bits)} can't be struck: give one or more, each once, ascending from 0")
+
+
 def _one_nan(value: object, field: str, number: float) -> None:
     # Two NaN objects are unequal; one shared object lets a parsed fault equal the printed one.
     if math.isnan(number):
@@ -97,12 +110,22 @@ class Trigger:
 
     Passes are numbered as in `aftershock.models`: 0 prefill, 1 first_token, n + 1 decode n. `token` picks
     the token of an activation fault in prefill: an int counts from the prompt's first token, a float in
-    [0, 1) is the share of the prefill tokens before it, whatever the prompt's length.
+    [0, 1) is the share of the prefill tokens before it, whatever the prompt's length. Raises InputError for
+    an interval without a pass and for a token that is not one of prefill.
     """
 
     first: int = PREFILL
     end: int | None = None
     token: int | float | None = None
+
+    def __post_init__(self) -> None:
+        if self.first < PREFILL or (self.end is not None and self.end <= self.first):
+            raise InputError(f"passes [{self.first}, {self.end}) hold none: the end comes after the beginning")
+        if self.token is not None:
+            if (self.first, self.end) != (PREFILL, FIRST_TOKEN):
+                raise InputError(f"token {self.token} has no meaning outside prefill: use it with 'at prefill' only")
+            if self.token < 0 or (isinstance(self.token, float) and not self.token < 1):
+                raise InputError(f"token {self.token} does not exist: give a number from 0 or a share in [0, 1)")
 
     @property
     def transient(self) -> bool:

@@ -31,8 +31,8 @@ FAULT      = SITE CORRUPTION [TRIGGER]
 SITE       = "weight" PARAMETER "[" i,j,... "]"  |  "activation" MODULE "[" channel "]"
 CORRUPTION = "flip" BITS | "stuck-at-0" BITS | "stuck-at-1" BITS | "replace" NUMBER | "add" NUMBER
 BITS       = b,b,...   (0 is the least significant)
-TRIGGER    = "always" | "at" PASS | "during" STAGE | "from" PASS ["to" PASS]
-PASS       = "prefill" [":" TOKEN] | "first_token" | "decode:" n
+TRIGGER    = "always" | "at" PASS | "at prefill:" TOKEN | "during" STAGE | "from" PASS ["to" PASS]
+PASS       = "prefill" | "first_token" | "decode:" n   (n from 1)
 STAGE      = "prefill" | "first_token" | "decode"
 TOKEN      = n  (from the prompt's first token)  |  0.xx  (share of the prefill tokens before it)
 """
@@ -66,8 +66,6 @@ def _corruption(name: str, amount: str, text: str) -> Corruption:
     except ValueError:
         wanted = "a number" if name in ("replace", "add") else "bit positions such as 3,14"
         raise InputError(f"fault {text.strip()!r}: {name} takes {wanted}, not {amount!r}") from None
-    if len(set(bits)) < len(bits):
-        raise InputError(f"fault {text.strip()!r}: a bit is named twice")
     if name == "flip":
         return Flip(bits)
     return StuckAt(bits, 1 if name.endswith("1") else 0)
@@ -85,8 +83,7 @@ def parse_trigger(text: str) -> Trigger:
         }[match[1]]
     if match := re.fullmatch(r"at prefill:(\d+|\d*\.\d+(?:e-?\d+)?|\d+e-\d+)", text):
         token = int(match[1]) if match[1].isdigit() else float(match[1])
-        if isinstance(token, int) or 0 <= token < 1:
-            return Trigger(PREFILL, FIRST_TOKEN, token)
+        return Trigger(PREFILL, FIRST_TOKEN, token)
     if match := re.fullmatch(f"at {_PASS}", text):
         first = _pass(match[1])
         return Trigger(first, first + 1)

@@ -39,7 +39,7 @@ def parameter_site(fault: Fault, components: ComponentMap) -> ParameterSite:
             + _suggestion(site.parameter, [part.name for part in components.parameters])
         )
     shape = candidates[0].stored_shape
-    if len(site.index) != len(shape) or any(i >= n for i, n in zip(site.index, shape, strict=True)):
+    if len(site.index) != len(shape) or any(not 0 <= i < n for i, n in zip(site.index, shape, strict=True)):
         raise InputError(
             f"fault '{fault}': {site.parameter} has shape {list(shape)}, so index {list(site.index)} is outside it"
         )
@@ -56,7 +56,7 @@ def output_site(fault: Fault, components: ComponentMap) -> OutputSite:
             f"fault '{fault}': {components.architecture} has no mapped output {site.module}"
             + _suggestion(site.module, [part.module for part in components.outputs])
         )
-    if site.channel >= candidates[0].channels:
+    if not 0 <= site.channel < candidates[0].channels:
         raise InputError(f"fault '{fault}': {site.module} has {candidates[0].channels} channels, numbered from 0")
     return next(part for part in candidates if part.rows.contains(np.array(site.channel)))
 

@@ -16,11 +16,9 @@ from aftershock.faults.fault import (
     WeightSite,
 )
 from aftershock.faults.grammar import parse_trigger
-from aftershock.faults.selection import Population, Selection, SiteKind
+from aftershock.faults.selection import TRANSIENT, Population, Selection, SiteKind, StageName
 from aftershock.models import FIRST_TOKEN, PREFILL, OutputSite, ParameterSite, decode
 from aftershock.numerics import NumberFormat, generator
-
-TRANSIENT = "transient"
 
 
 def sample_faults(
@@ -48,11 +46,13 @@ def sample_faults(
             Fault(site, _corruption(selection, number_format, random), trigger)
             for site in _weight_sites(population.parameters, *elements)
         )
-    stage = _stage(selection, decode_passes, random)
     # The head's output exists for answer tokens only.
-    outputs = tuple(o for o in population.outputs if stage != "prefill" or o.component != "lm_head")
-    if not outputs:
+    beside_head = tuple(o for o in population.outputs if o.component != "lm_head")
+    stages = tuple(stage for stage in selection.stages if stage != "prefill" or beside_head)
+    if not stages:
         raise InputError("lm_head's output has no prefill stage: add first_token or decode to stages")
+    stage = _stage(stages, selection, decode_passes, random)
+    outputs = beside_head if stage == "prefill" else population.outputs
     parts, positions = _draw_elements(selection, outputs, selection.count, random)
     return tuple(
         Fault(
@@ -134,6 +134,8 @@ def _by_rate(
     ends = np.cumsum(sizes)
     assert selection.rate is not None
     count = int(random.binomial(int(ends[-1]) * per_value, selection.rate))
+    if not count:
+        return ()
     trigger = _weight_trigger(selection, decode_passes, random)
     values, bit = np.divmod(np.sort(distinct(random, int(ends[-1]) * per_value, count)), per_value)
     words, begin = np.unique(values, return_index=True)
@@ -183,9 +185,11 @@ def _bit_corruption(selection: Selection, bits: tuple[int, ...]) -> Corruption:
     return StuckAt(bits, 1 if selection.corruption == "stuck-at-1" else 0)
 
 
-def _stage(selection: Selection, decode_passes: int, random: np.random.Generator) -> str:
+def _stage(
+    stages: tuple[StageName, ...], selection: Selection, decode_passes: int, random: np.random.Generator
+) -> StageName:
     steps = _steps(selection, decode_passes)
-    possible = [stage for stage in selection.stages if stage != "decode" or steps]
+    possible = [stage for stage in stages if stage != "decode" or steps]
     if not possible:
         raise InputError(
             "faults are to strike in decode only, but the task's answers have "
@@ -209,7 +213,8 @@ def _pass(stage: str, selection: Selection, decode_passes: int, random: np.rando
 def _weight_trigger(selection: Selection, decode_passes: int, random: np.random.Generator) -> Trigger:
     if selection.weight_trigger != TRANSIENT:
         return parse_trigger(selection.weight_trigger)
-    first = _pass(_stage(selection, decode_passes, random), selection, decode_passes, random)
+    stage = _stage(selection.stages, selection, decode_passes, random)
+    first = _pass(stage, selection, decode_passes, random)
     return Trigger(first, first + 1)
 
 

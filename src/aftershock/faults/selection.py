@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from aftershock.errors import InputError
+from aftershock.faults.grammar import parse_trigger
 from aftershock.models import COMPONENTS, ComponentMap, OutputSite, ParameterSite
 from aftershock.numerics import BIT_CLASSES, BitClass, NumberFormat
 
@@ -14,6 +15,8 @@ SiteKind = Literal["weight", "activation"]
 StageName = Literal["prefill", "first_token", "decode"]
 CorruptionName = Literal["flip", "stuck-at-0", "stuck-at-1", "replace", "add"]
 Draw = Literal["uniform", "by_component", "by_tensor"]
+
+TRANSIENT = "transient"
 
 
 class Selection(BaseModel):
@@ -84,6 +87,8 @@ class Selection(BaseModel):
                 raise ValueError('a rate draws from stored weights: set sites = ["weight"], or use count')
             if self.draw != "uniform" or self.count != 1 or self.bits_per_word != 1:
                 raise ValueError('a rate needs draw = "uniform" and replaces count and bits_per_word')
+        if self.weight_trigger != TRANSIENT and parse_trigger(self.weight_trigger).token is not None:
+            raise ValueError(f"weight_trigger = {self.weight_trigger!r}: a weight has no token: write 'at prefill'")
         if not 0 <= self.tokens[0] < self.tokens[1] <= 1:
             raise ValueError("tokens are shares of the prompt: 0 <= from < to <= 1")
         if self.decode_steps and not 1 <= self.decode_steps[0] <= self.decode_steps[1]:
@@ -145,17 +150,17 @@ def parse_layers(text: str, layers: int) -> frozenset[int] | None:
     if not text:
         return None
     if match := re.fullmatch(r"last (\d+)", text):
-        chosen = set(range(layers - int(match[1]), layers))
+        spans = [range(layers - int(match[1]), layers)]
     elif match := re.fullmatch(r"group (\d+)/(\d+)", text):
         number, groups = int(match[1]), int(match[2])
         if not 1 <= number <= groups <= layers:
             raise InputError(f"layers {text!r}: the model has {layers} layers, groups are numbered from 1")
-        chosen = set(range((number - 1) * layers // groups, number * layers // groups))
+        spans = [range((number - 1) * layers // groups, number * layers // groups)]
     elif re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text):
         bounds = [(part.split("-")[0], part.split("-")[-1]) for part in text.split(",")]
-        chosen = {layer for low, high in bounds for layer in range(int(low), int(high) + 1)}
+        spans = [range(int(low), int(high) + 1) for low, high in bounds]
     else:
         raise InputError(f"layers {text!r} can't be read: write '0-3,28', 'last 4' or 'group 2/8'")
-    if not chosen or min(chosen) < 0 or max(chosen) >= layers:
+    if not all(span and span[0] >= 0 and span[-1] < layers for span in spans):
         raise InputError(f"layers {text!r}: the model has layers 0 to {layers - 1}")
-    return frozenset(chosen)
+    return frozenset().union(*spans)

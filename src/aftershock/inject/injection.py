@@ -24,7 +24,7 @@ from aftershock.faults import (
     output_site,
 )
 from aftershock.inject.corrupt import corrupt
-from aftershock.models import LoadedModel, OutputSite, Pass
+from aftershock.models import LoadedModel, OutputSite, Pass, output_tensor, reroute
 from aftershock.numerics import NumberFormat, format_of, words
 
 
@@ -53,7 +53,7 @@ class _WeightGroup:
 
     faults: tuple[int, ...]
     tensor: torch.Tensor
-    offsets: torch.Tensor
+    index: tuple[torch.Tensor, ...]
     trigger: Trigger
 
 
@@ -82,8 +82,8 @@ class Injection:
     `begin_pass` and work under any code that runs the model. On exit every word is written back and compared.
     `struck` then tells what was hit.
 
-    Raises InputError on construction when the model has no such place, and ContractError when a fault that was
-    due did not fire or an undo was not exact.
+    Raises InputError on construction when the model has no such place. Raises ContractError when a fault that was
+    due did not fire, when a fault that waits for a pass was told of none, and when an undo was not exact.
     """
 
     def __init__(self, model: LoadedModel, faults: Sequence[Fault]) -> None:
@@ -130,6 +130,7 @@ class Injection:
         self._disarm()
         if error is None:
             self._require_fired()
+            self._require_announced()
 
     def begin_pass(self, call: Pass) -> None:
         """Take back the weight faults whose passes are over, arm those that begin, note what is due."""
@@ -166,24 +167,28 @@ class Injection:
         for group in self._groups:
             if id(group) in present or not begins(group.trigger):
                 continue
-            stored, number_format = words(group.tensor).view(-1), format_of(group.tensor.dtype)
-            old = stored[group.offsets]
+            stored, number_format = words(group.tensor), format_of(group.tensor.dtype)
+            old = stored[group.index]
             new = corrupt(old, [self._faults[number].corruption for number in group.faults], number_format)
             self._armed.append(_Armed(group, old))
-            stored[group.offsets] = new
-            for number, *change in self._changes(group.faults, stored[group.offsets], old, new, number_format):
+            stored[group.index] = new
+            changes = self._changes(group.faults, stored[group.index], old, new, number_format)
+            for number, change in zip(group.faults, changes, strict=True):
                 site = self._faults[number].site
                 assert isinstance(site, WeightSite)
                 self._struck.append(Struck(number, site.parameter, site.index, None, *change))
 
     def _take_back(self, ends: Callable[[_Armed], bool]) -> None:
         """Write old words back, the last written first, and compare them as words."""
+        lost = []
         for armed in reversed([armed for armed in self._armed if ends(armed)]):
-            stored = words(armed.group.tensor).view(-1)
-            stored[armed.group.offsets] = armed.old
+            stored = words(armed.group.tensor)
+            stored[armed.group.index] = armed.old
             self._armed = [other for other in self._armed if other is not armed]
-            if not torch.equal(stored[armed.group.offsets], armed.old):
-                raise ContractError(f"undo of '{self._faults[armed.group.faults[0]]}' did not restore its words")
+            if not torch.equal(stored[armed.group.index], armed.old):
+                lost.append(armed.group.faults[0])
+        if lost:
+            raise ContractError(f"undo of '{self._faults[lost[0]]}' did not restore its words")
 
     def _disarm(self) -> None:
         for hook in self._hooks:
@@ -197,11 +202,20 @@ class Injection:
         if missed:
             raise ContractError(f"'{self._faults[missed[0]]}' was due in a forward call that never ran its module")
 
-    def _hook(self, name: str) -> Callable[[torch.nn.Module, Any, Any], None]:
-        def strike(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-            # A router returns a tuple whose first entry is the logits.
-            for due in self._due.pop(name, ()):
-                self._strike(due, output[0] if isinstance(output, tuple) else output)
+    def _require_announced(self) -> None:
+        waiting = [fault for fault in self._faults if fault.trigger != ALWAYS]
+        if waiting and self._pass is None:
+            raise ContractError(f"'{waiting[0]}' waits for a pass, and none was announced with begin_pass")
+
+    def _hook(self, name: str) -> Callable[[torch.nn.Module, Any, Any], Any]:
+        def strike(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
+            due_now = self._due.pop(name, ())
+            for due in due_now:
+                self._strike(due, output_tensor(output))
+            if due_now and isinstance(output, tuple):
+                # A router has chosen the experts already: let it choose again, from the struck logits.
+                return reroute(module, inputs[0], output_tensor(output))
+            return None
 
         return strike
 
@@ -209,8 +223,8 @@ class Injection:
         fault, site, call = self._faults[due.fault], self._outputs[due.fault], self._pass
         assert call is not None
         assert isinstance(fault.site, ActivationSite)
-        # The head runs on the last columns of a call only.
-        begin = call.stop - call.kept if site.component == "lm_head" else call.start
+        # The head runs on the last columns of a call only, a projection before it on all of them.
+        begin = call.stop - output.shape[1] if site.component == "lm_head" else call.start
         times = [at - begin for at in due.columns]
         if min(times) < 0:
             raise ContractError(f"'{fault}' names a token whose output its pass does not compute")
@@ -220,12 +234,11 @@ class Injection:
         new = corrupt(old, [fault.corruption] * len(due.rows), number_format)
         stored[index] = new
         self._reached.update(due.rows)
-        faults = (due.fault,) * len(due.rows)
-        changes = self._changes(faults, stored[index], old, new, number_format)
-        for row, at, (number, *change) in zip(due.rows, due.columns, changes, strict=True):
+        changes = self._changes((due.fault,), stored[index], old, new, number_format)
+        for row, at, change in zip(due.rows, due.columns, changes, strict=True):
             token = at - (call.block.context_width - call.block.context_lengths[row])
             place = (token, fault.site.channel)
-            self._struck.append(Struck(number, fault.site.module, place, row, *change))
+            self._struck.append(Struck(due.fault, fault.site.module, place, row, *change))
 
     def _changes(
         self,
@@ -234,15 +247,17 @@ class Injection:
         old: torch.Tensor,
         new: torch.Tensor,
         number_format: NumberFormat,
-    ) -> list[tuple[int, int, int, float, float]]:
-        """(fault, old bits, new bits, old value, new value) of words just written. Raises ContractError when
-        what is found there is not what was written."""
+    ) -> list[tuple[int, int, float, float]]:
+        """(old bits, new bits, old value, new value) of words just written by `faults`. Raises ContractError
+        when what is found there is not what was written."""
         if not torch.equal(found, new):
             raise ContractError(f"'{self._faults[faults[0]]}' was armed but its word did not change")
         mask = (1 << number_format.bits) - 1
-        bits = [[word & mask for word in changed.tolist()] for changed in (old, new)]
-        values = [changed.view(number_format.dtype).to(torch.float64).tolist() for changed in (old, new)]
-        return list(zip(faults, *bits, *values, strict=True))
+        old_bits, new_bits = ([word & mask for word in changed.tolist()] for changed in (old, new))
+        old_values, new_values = (
+            changed.view(number_format.dtype).to(torch.float64).tolist() for changed in (old, new)
+        )
+        return list(zip(old_bits, new_bits, old_values, new_values, strict=True))
 
 
 def _element(
@@ -270,7 +285,7 @@ def _weight_groups(model: LoadedModel, faults: tuple[Fault, ...]) -> tuple[_Weig
     Raises InputError when faults on one word overlap in part, since undoing one would undo the other.
     """
     parameters = dict(model.module.named_parameters())
-    collected: dict[tuple[str, Trigger, int], tuple[list[int], list[int]]] = {}
+    collected: dict[tuple[str, Trigger, int], tuple[list[int], list[tuple[int, ...]]]] = {}
     seen: dict[tuple[str, tuple[int, ...]], list[Trigger]] = {}
     for number, fault in enumerate(faults):
         site, trigger = fault.site, fault.trigger
@@ -285,16 +300,15 @@ def _weight_groups(model: LoadedModel, faults: tuple[Fault, ...]) -> tuple[_Weig
                 )
         key = (site.parameter, trigger, earlier.count(trigger))
         earlier.append(trigger)
-        members, offsets = collected.setdefault(key, ([], []))
+        members, indices = collected.setdefault(key, ([], []))
         members.append(number)
-        strides = parameters[site.parameter].stride()
-        offsets.append(sum(i * stride for i, stride in zip(site.index, strides, strict=True)))
+        indices.append(site.index)
     return tuple(
         _WeightGroup(
             tuple(members),
             parameters[name].detach(),
-            torch.tensor(offsets, device=parameters[name].device),
+            torch.tensor(indices, device=parameters[name].device).unbind(1),
             trigger,
         )
-        for (name, trigger, _), (members, offsets) in collected.items()
+        for (name, trigger, _), (members, indices) in collected.items()
     )
