@@ -52,13 +52,14 @@ def test_digest_tells_content_and_order_alone(tmp_path):
 
 
 def test_limit_spreads_over_the_groups_of_the_probe_set():
-    groups = Counter(item.group for item in probe_items())
+    everything = probe_items()
+    groups = Counter(item.group for item in everything)
     for limit in (1, len(groups), 2 * len(groups), 10_000):
         items = load_task("probe", limit).items
         taken = Counter(item.group for item in items)
         assert len(items) == min(limit, groups.total())
         assert all(taken[group] >= min(limit // len(groups), groups[group]) for group in groups)
-        places = [probe_items().index(item) for item in items]
+        places = [everything.index(item) for item in items]
         assert places == sorted(places)
 
 
