@@ -61,13 +61,13 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float32, **overrides: Any
     model_type, settings = _CONFIGS[family]
     config = CONFIG_MAPPING[model_type](**{**settings, **overrides})
     with torch.random.fork_rng(devices=[]):
-        module = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        module = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
         for index, (name, parameter) in enumerate(module.named_parameters()):
             values = generator(0, index, "tiny model").standard_normal(tuple(parameter.shape))
             centre = 1.0 if parameter.dim() == 1 and name.endswith("weight") else 0.0
             parameter.copy_(torch.from_numpy(centre + 0.25 * values))
-    return module.to(dtype).eval().requires_grad_(False)
+    return module.eval().requires_grad_(False)
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

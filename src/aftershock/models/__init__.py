@@ -1,7 +1,9 @@
 """Load a model, map its tensors and outputs to components, run its stages."""
 
 from aftershock.models.components import COMPONENTS, ComponentMap, OutputSite, ParameterSite, Rows
-from aftershock.models.loading import LoadedModel
+from aftershock.models.demo import DemoModel, demo_models, pull
+from aftershock.models.hashing import model_hash
+from aftershock.models.loading import LoadedModel, load
 from aftershock.models.mapping import ARCHITECTURES, component_map, output_tensor
 from aftershock.models.passes import (
     BeforePass,
@@ -14,6 +16,7 @@ from aftershock.models.passes import (
     pad_token,
     teacher_forced,
 )
+from aftershock.models.routing import reroute
 from aftershock.models.stages import FIRST_TOKEN, PREFILL, decode, stage_of
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "BeforePass",
     "Block",
     "ComponentMap",
+    "DemoModel",
     "Generated",
     "LoadedModel",
     "OutputSite",
@@ -33,10 +37,15 @@ __all__ = [
     "align",
     "component_map",
     "decode",
+    "demo_models",
     "end_tokens",
     "generate",
+    "load",
+    "model_hash",
     "output_tensor",
     "pad_token",
+    "pull",
+    "reroute",
     "stage_of",
     "teacher_forced",
 ]

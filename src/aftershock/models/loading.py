@@ -1,12 +1,28 @@
 """Load a model from anywhere it may lie, without ever running code from its files."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
+from aftershock.errors import InputError
+from aftershock.models.cache import Progress, quiet
 from aftershock.models.components import ComponentMap
+from aftershock.models.conversion import converted, first_line
+from aftershock.models.demo import pull
+from aftershock.models.mapping import component_map
 from aftershock.numerics import NumberFormat, format_of
+
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "model*.safetensors"]
 
 
 @dataclass(frozen=True)
@@ -24,3 +40,142 @@ class LoadedModel:
     def format(self) -> NumberFormat:
         """Number format of the weights."""
         return format_of(self.dtype)
+
+
+def load(
+    spec: str, dtype: str | torch.dtype = "float32", device: str = "cpu", progress: Progress = quiet
+) -> LoadedModel:
+    """Load a model.
+
+    `spec` is `demo:NAME`, a folder with safetensors, a `.gguf` file or a hub id (`organisation/name`); `dtype`
+    one of float32, float16, bfloat16; `device` `cpu`, `cuda` or `cuda:N`. `progress` is told of downloads and
+    conversions. Logits are bit-identical to what transformers gives for the same folder, dtype and device.
+
+    Raises InputError for a model that is missing, damaged, pickled, quantised, without a tokenizer or of an
+    unknown architecture, and for an unsupported dtype or device.
+    """
+    number_format, place = format_of(dtype), _device(device)
+    with _transformers_quiet():
+        folder = _folder(spec, progress)
+        _check_weights(folder)
+        tokenizer = _tokenizer(folder)
+        module = _module(folder, number_format.dtype).to(place)
+    module.eval().requires_grad_(False)
+    return LoadedModel(module, tokenizer, spec, number_format.dtype, place, component_map(module))
+
+
+def _folder(spec: str, progress: Progress) -> Path:
+    """The local folder that holds the model, downloaded or converted where need be."""
+    if spec.startswith("demo:"):
+        return converted(pull(spec.removeprefix("demo:"), progress), progress)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return converted(path, progress)
+        raise InputError(f"{spec} is a file but no .gguf: give its folder, or a .gguf file")
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", spec) and path.suffix.lower() != ".gguf":
+        return _from_hub(spec, progress)
+    raise InputError(
+        f"model {spec} does not exist: give demo:NAME, a folder, a .gguf file or a hub id (organisation/name)"
+    )
+
+
+def _from_hub(spec: str, progress: Progress) -> Path:
+    progress(f"looking for {spec} on the model hub")
+    try:
+        return Path(snapshot_download(spec, allow_patterns=_HUB_FILES))
+    except Exception as error:  # network libraries differ in what they raise
+        raise InputError(
+            f"model {spec} is neither a folder here nor available from the model hub "
+            f"({type(error).__name__}): check the name and the connection, or give a local folder"
+        ) from error
+
+
+def _check_weights(folder: Path) -> None:
+    """Raise InputError unless the folder holds a configuration and readable safetensors."""
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no config.json: give the folder of a transformers model")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = [file.name for pattern in _PICKLES for file in sorted(folder.glob(pattern))]
+        if pickles:
+            raise InputError(
+                f"{folder} holds its weights as {pickles[0]}, a pickle, which can run code when it is loaded: "
+                "convert it to safetensors first"
+            )
+        raise InputError(f"{folder} holds no .safetensors file: give a folder with the model's weights")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{file} is damaged or cut short ({error}): copy or download it again") from error
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raise bare Exception on damaged files
+        raise InputError(
+            f"{folder} holds no readable tokenizer ({first_line(error)}): add tokenizer.json and tokenizer_config.json"
+        ) from error
+
+
+def _module(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if getattr(config, "quantization_config", None) is not None:
+            raise InputError(f"{folder} holds quantised weights: give a float32, float16 or bfloat16 model")
+        # None asks for transformers' own choice (sdpa, or eager where the architecture needs it, as Gemma 2
+        # does); it overrides the file, which could name a kernel to be fetched from the hub.
+        module, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            attn_implementation=None,
+            experts_implementation=None,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except InputError:
+        raise
+    except Exception as error:  # a wrong configuration makes transformers raise whatever comes
+        raise InputError(
+            f"{folder} cannot be loaded as a language model ({first_line(error)}): "
+            "check its config.json and its .safetensors files"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"{folder} lacks {len(missing)} of the model's tensors, {missing[0]} among them: copy or download it again"
+        )
+    loaded: torch.nn.Module = module
+    return loaded
+
+
+def _device(device: str) -> torch.device:
+    """The device of that name. Raises InputError where it is not there."""
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if match is None:
+        raise InputError(f"device {device!r} is not supported: choose cpu, cuda or cuda:N")
+    count = torch.cuda.device_count()
+    if device != "cpu" and int(match[1] or 0) >= count:
+        raise InputError(f"device {device} is not here ({count} CUDA devices found): choose cpu or another one")
+    return torch.device(device)
+
+
+@contextmanager
+def _transformers_quiet() -> Iterator[None]:
+    """No progress bars and no warnings of transformers while open; its settings are the user's again after."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

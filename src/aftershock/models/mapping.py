@@ -122,9 +122,7 @@ def component_map(module: torch.nn.Module) -> ComponentMap:
             f"({f'no component for {shown}' if unmapped else 'the class is not known'}): "
             f"choose a model of {', '.join(ARCHITECTURES)}, or add the family as docs/models.md tells"
         )
-    return ComponentMap(
-        architecture, config.num_hidden_layers, tuple(parameters), tuple(_output_sites(module, config))
-    )
+    return ComponentMap(architecture, config.num_hidden_layers, tuple(parameters), tuple(_output_sites(module, config)))
 
 
 def output_tensor(output: Any) -> torch.Tensor:

@@ -1,0 +1,91 @@
+"""GGUF files, converted once to safetensors: reading them takes transformers half a minute each time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
+
+from aftershock.errors import InputError
+from aftershock.models.cache import Progress, cache_folder, file_sha256, quiet, staged
+
+
+def converted(path: Path, progress: Progress = quiet) -> Path:
+    """Folder with the float32 safetensors, configuration and tokenizer of a GGUF file.
+
+    The values are exactly what dequantisation gives. The folder is kept in the cache under the file's SHA-256.
+    Raises InputError for a file that cannot be read or whose architecture transformers cannot convert.
+    """
+    target = cache_folder() / "converted" / file_sha256(path)
+    if target.is_dir():
+        return target
+    progress(f"converting {path.name} to safetensors (once)")
+    try:
+        with _each_part_read_once():
+            module = AutoModelForCausalLM.from_pretrained(
+                path.parent,
+                gguf_file=path.name,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+                local_files_only=True,
+            )
+            tokenizer = AutoTokenizer.from_pretrained(
+                path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
+            )
+    except Exception as error:  # a damaged file makes its readers raise whatever comes
+        raise InputError(
+            f"{path} cannot be read as a GGUF model ({first_line(error)}): get the file again, or choose another"
+        ) from error
+    with staged(target) as folder:
+        module.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return target
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return str(error).strip().partition("\n")[0]
+
+
+class _PlainReader(gguf.GGUFReader):  # type: ignore[misc]
+    """Reads the file through a plain array over the same memory map, whose slices are many times cheaper."""
+
+    @property
+    def data(self) -> np.ndarray:
+        return self._data
+
+    @data.setter
+    def data(self, mapped: np.ndarray) -> None:
+        self._data = np.asarray(mapped)
+
+
+@contextmanager
+def _each_part_read_once() -> Iterator[None]:
+    """While open, transformers parses a GGUF file once and builds its table of names once.
+
+    By itself it parses the file three times and builds the table for every submodule, most of the whole time.
+    """
+    table = cache(gguf.get_tensor_name_map)
+    silent = partial(modeling_gguf_pytorch_utils.tqdm, disable=True)
+    with (
+        _replaced(gguf, GGUFReader=cache(_PlainReader), get_tensor_name_map=table),
+        _replaced(modeling_gguf_pytorch_utils, tqdm=silent),
+    ):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, **attributes: Any) -> Iterator[None]:
+    saved = {name: getattr(owner, name) for name in attributes}
+    try:
+        for name, value in attributes.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in saved.items():
+            setattr(owner, name, value)
