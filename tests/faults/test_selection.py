@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tiny_models import tiny_loaded
 
 from aftershock.errors import InputError
 from aftershock.faults import Selection, parse_layers, select
 from aftershock.models import ComponentMap
 from aftershock.numerics import format_of
+from tiny_models import tiny_loaded
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +141,25 @@ def test_groups_share_the_layers_out_evenly(layers: int, data: st.DataObject) ->
 
 @pytest.mark.parametrize(
     "text",
-    ["30", "0-30", "28,99999999999999", "0-99999999999999", "last 0", "last 31", "last 99999999999999"]
-    + ["3-1", "0-3,5-4", "group 0/8", "group 9/8", "group 1/31", "first 4", "-1", "1,", "1.5", "a"],
+    [
+        "30",
+        "0-30",
+        "28,99999999999999",
+        "0-99999999999999",
+        "last 0",
+        "last 31",
+        "last 99999999999999",
+        "3-1",
+        "0-3,5-4",
+        "group 0/8",
+        "group 9/8",
+        "group 1/31",
+        "first 4",
+        "-1",
+        "1,",
+        "1.5",
+        "a",
+    ],
 )
 def test_layers_that_do_not_exist_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="layers"):

@@ -12,7 +12,7 @@ def corrupt(old: torch.Tensor, corruptions: Sequence[Corruption], number_format:
     """The corrupted words: `old` (1-D, words of the format), each under its own corruption.
 
     Flip, stuck-at and replace are one rule, ((old AND keep) OR force) XOR invert; only add reads the value.
-    Sums are taken in fp64 and rounded once.
+    Sums are taken in fp64 and rounded as torch rounds: to fp32, then to the format.
     """
     masks = torch.tensor([_masks(corruption, number_format) for corruption in corruptions], dtype=torch.int64).to(
         device=old.device, dtype=old.dtype

@@ -1,0 +1,155 @@
+"""Holding faults against a model: what is missing is refused, what is there gets its labels."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aftershock.errors import InputError
+from aftershock.faults import (
+    ActivationSite,
+    Fault,
+    Flip,
+    Labels,
+    Trigger,
+    WeightSite,
+    check,
+    column,
+    labels,
+    output_site,
+    parameter_site,
+    parse_fault,
+    parse_faults,
+    splits,
+)
+from aftershock.models import FIRST_TOKEN, PREFILL, ComponentMap, decode
+from aftershock.numerics import format_of
+from tiny_models import tiny_loaded
+
+BF16 = format_of("bfloat16")
+
+
+@pytest.fixture(scope="module")
+def llama() -> ComponentMap:
+    return tiny_loaded("llama").components
+
+
+@pytest.fixture(scope="module")
+def phi3() -> ComponentMap:
+    return tiny_loaded("phi3").components
+
+
+@pytest.fixture(scope="module")
+def neox() -> ComponentMap:
+    return tiny_loaded("gpt_neox").components
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("weight model.norm.wieght[3] flip 3", "did you mean model.norm.weight"),
+        ("weight xyzzy[3] flip 3", "docs/models.md"),
+        ("weight model.norm.weight[32] flip 3", r"has shape \[32\], so index \[32\] is outside"),
+        ("weight model.norm.weight[0,0] flip 3", "is outside it"),
+        ("weight model.embed_tokens.weight[3] flip 3", "is outside it"),
+        ("weight model.norm.weight[3] flip 3,16", "bit 16 is outside bfloat16"),
+        ("weight model.norm.weight[3] stuck-at-1 31", "bit 31 is outside bfloat16"),
+        ("weight model.norm.weight[3] flip 3 at prefill:0.5", "a weight has no token"),
+        (
+            "activation model.layers.0.mlp.dwn_proj[3] flip 3 at first_token",
+            "did you mean model.layers.0.mlp.down_p",
+        ),
+        ("activation model.norm[32] flip 3 at first_token", "has 32 channels"),
+        ("activation model.norm[3] flip 16 at first_token", "bit 16 is outside bfloat16"),
+        ("activation model.norm[3] flip 3", "give it a transient trigger"),
+        ("activation model.norm[3] flip 3 from decode:2", "give it a transient trigger"),
+        ("activation model.norm[3] flip 3 at prefill", "prefill has many tokens"),
+        ("activation lm_head[3] flip 3 at prefill:0.5", "the output of lm_head is computed for answer tokens only"),
+    ],
+)
+def test_what_the_model_does_not_have_is_refused(line: str, reason: str, llama: ComponentMap) -> None:
+    with pytest.raises(InputError, match=reason):
+        check(parse_fault(line), llama, BF16)
+
+
+def test_negative_places_are_refused(llama: ComponentMap) -> None:
+    with pytest.raises(InputError, match="is outside it"):
+        check(Fault(WeightSite("model.norm.weight", (-1,)), Flip((3,))), llama, BF16)
+    with pytest.raises(InputError, match="channels"):
+        check(Fault(ActivationSite("model.norm", -1), Flip((3,)), Trigger(1, 2)), llama, BF16)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "weight model.norm.weight[31] flip 15",
+        "weight model.embed_tokens.weight[98,31] stuck-at-0 0,15 from decode:2 to decode:9",
+        "weight model.layers.1.mlp.up_proj.weight[47,31] replace nan at prefill",
+        "activation model.norm[31] add 1.5 at prefill:0",
+        "activation lm_head[98] flip 3 at first_token",
+    ],
+)
+def test_what_the_model_has_is_accepted(line: str, llama: ComponentMap) -> None:
+    check(parse_fault(line), llama, BF16)
+
+
+@pytest.mark.parametrize(("row", "component"), [(0, "q"), (31, "q"), (32, "k"), (47, "k"), (48, "v"), (63, "v")])
+def test_rows_of_a_fused_projection_have_their_own_component(row: int, component: str, phi3: ComponentMap) -> None:
+    weight = parse_fault(f"weight model.layers.1.self_attn.qkv_proj.weight[{row},5] flip 3")
+    assert (parameter_site(weight, phi3).component, parameter_site(weight, phi3).layer) == (component, 1)
+    output = parse_fault(f"activation model.layers.1.self_attn.qkv_proj[{row}] flip 3 at first_token")
+    assert output_site(output, phi3).component == component
+
+
+@pytest.mark.parametrize(("row", "component"), [(0, "q"), (7, "q"), (8, "k"), (16, "v"), (24, "q"), (95, "v")])
+def test_rows_interleaved_head_by_head(row: int, component: str, neox: ComponentMap) -> None:
+    for name in ("weight[{},3]", "bias[{}]"):
+        line = f"weight gpt_neox.layers.0.attention.query_key_value.{name.format(row)} flip 3"
+        assert parameter_site(parse_fault(line), neox).component == component
+    line = f"activation gpt_neox.layers.0.attention.query_key_value[{row}] flip 3 at first_token"
+    assert output_site(parse_fault(line), neox).component == component
+
+
+def test_labels_of_one_fault(llama: ComponentMap) -> None:
+    weight = parse_faults("weight model.layers.1.mlp.up_proj.weight[3,4] flip 9,13 from decode:2")
+    assert labels(weight, llama, BF16) == Labels("weight", "up", 1, (9, 13), "exponent", "persistent")
+    tied = parse_faults("weight model.embed_tokens.weight[3,4] flip 3,9 at first_token")
+    assert labels(tied, llama, BF16) == Labels("weight", "embedding+lm_head", None, (3, 9), "several", "first_token")
+    value = parse_faults("activation lm_head[3] add 2.0 at decode:4")
+    assert labels(value, llama, BF16) == Labels("activation", "lm_head", None, (), "value", "decode")
+
+
+def test_labels_of_a_set_are_kept_where_all_agree(llama: ComponentMap) -> None:
+    line = (
+        "weight model.layers.1.mlp.up_proj.weight[3,4] flip 15 at first_token & "
+        "weight model.layers.1.mlp.down_proj.weight[3,4] flip 3 at first_token"
+    )
+    assert labels(parse_faults(line), llama, BF16) == Labels("weight", "several", 1, (), "several", "first_token")
+
+
+def test_only_weight_faults_cut_a_run() -> None:
+    line = (
+        "weight a[0] flip 1 from first_token to decode:3 & weight b[0] flip 1 & "
+        "weight c[0] flip 1 at prefill & activation d[0] flip 1 at decode:7"
+    )
+    assert splits(parse_faults(line)) == {FIRST_TOKEN, decode(3)}
+
+
+@given(st.integers(1, 60), st.floats(0, 1, exclude_max=True))
+def test_a_share_of_the_prompt_is_one_of_its_prefill_tokens(length: int, share: float) -> None:
+    token = column(PREFILL, share, length)
+    assert token == -1 if length == 1 else 0 <= token < length - 1
+
+
+@given(st.integers(1, 20), st.integers(0, 30))
+def test_a_token_beyond_the_prompt_is_nowhere(length: int, token: int) -> None:
+    assert column(PREFILL, token, length) == (token if token < length - 1 else -1)
+
+
+def test_every_share_of_the_prompt_is_equally_wide() -> None:
+    struck = [column(PREFILL, number / 700, 8) for number in range(700)]
+    assert [struck.count(token) for token in range(7)] == [100] * 7
+
+
+def test_later_passes_have_one_token_each() -> None:
+    assert column(FIRST_TOKEN, None, 5) == 4
+    assert column(decode(3), None, 5) == 7
