@@ -43,24 +43,27 @@ Floor = tuple[float, float, float]
 
 def component_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
     """SDC rate by component (rows: `rate_frame` by component), with the noise floor behind it."""
-    y = alt.Y("component:N", title=None, sort=_ordered(rates["component"], COMPONENTS))
+    rows = _ordered(rates["component"], COMPONENTS)
+    y = alt.Y("component:N", title=None, scale=alt.Scale(domain=rows))
     x = alt.X("estimate:Q", title="SDC rate", axis=_SHARE)
     base = _base(rates)
     tooltip = [alt.Tooltip("component:N"), *_RATE_TOOLTIPS]
     bars = base.mark_rule(strokeWidth=2, color=_NEUTRAL).encode(x=alt.X("low:Q", title="SDC rate"), x2="high:Q", y=y)
     dots = base.mark_point(filled=True, size=70, color=_ACCENT, opacity=1).encode(x=x, y=y, tooltip=tooltip)
-    return _finished(alt.layer(*_floor_layers(floor, "x"), bars, dots), alt.Step(24))
+    return _finished(alt.layer(*_floor_layers(floor, "x"), bars, dots), 24 * len(rows))
 
 
 def stage_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
     """SDC rate by stage (rows: `rate_frame` by stage)."""
-    x = alt.X("stage:N", title=None, sort=_ordered(rates["stage"], STAGES), axis=alt.Axis(labelAngle=0))
+    stages = alt.Scale(domain=_ordered(rates["stage"], STAGES))
+    x = alt.X("stage:N", title=None, scale=stages, axis=alt.Axis(labelAngle=0))
     return _upright(rates, x, "stage", alt.ColorValue(_ACCENT), floor)
 
 
 def layer_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
     """SDC rate by layer (rows: `rate_frame` by layer)."""
-    x = alt.X("layer:O", title="decoder layer", axis=alt.Axis(labelAngle=0, labelOverlap=True))
+    layers = alt.Scale(domain=sorted(set(rates["layer"])))
+    x = alt.X("layer:O", title="decoder layer", scale=layers, axis=alt.Axis(labelAngle=0, labelOverlap=True))
     return _upright(rates, x, "layer", alt.ColorValue(_ACCENT), floor)
 
 
@@ -86,6 +89,7 @@ def outcome_chart(shares: pl.DataFrame) -> alt.Chart:
     changed = shares.filter(pl.col("outcome") != "masked").with_columns(
         rank=pl.col("outcome").map_elements(OUTCOMES.index, return_dtype=pl.Int64())
     )
+    rows = _ordered(changed["component"], COMPONENTS)
     shown = [outcome for outcome in OUTCOMES if outcome in set(changed["outcome"])]
     chosen = alt.selection_point(fields=["outcome"], bind="legend", name="outcome_chosen")
     chart = (
@@ -93,7 +97,7 @@ def outcome_chart(shares: pl.DataFrame) -> alt.Chart:
         .mark_bar()
         .encode(
             x=alt.X("estimate:Q", title="share of eligible items, mean over faults", axis=_SHARE),
-            y=alt.Y("component:N", title=None, sort=_ordered(changed["component"], COMPONENTS)),
+            y=alt.Y("component:N", title=None, scale=alt.Scale(domain=rows)),
             color=alt.Color(
                 "outcome:N",
                 title=None,
@@ -111,7 +115,7 @@ def outcome_chart(shares: pl.DataFrame) -> alt.Chart:
         )
         .add_params(chosen)
     )
-    return _finished(chart, alt.Step(24))
+    return _finished(chart, 24 * len(rows))
 
 
 def heatmap(rates: pl.DataFrame, layers: int) -> alt.LayerChart:
@@ -122,13 +126,14 @@ def heatmap(rates: pl.DataFrame, layers: int) -> alt.LayerChart:
     columns = [OUTSIDE, *map(str, range(layers))]
     rows = _ordered(rates["component"], COMPONENTS)
     grid = pl.DataFrame({"component": rows}).join(pl.DataFrame({"layer": columns}), how="cross")
-    x = alt.X("layer:N", title="decoder layer", sort=columns, axis=alt.Axis(labelAngle=0, labelOverlap=True))
-    y = alt.Y("component:N", title=None, sort=rows)
-    empty = (
-        alt.Chart(grid)
-        .mark_rect(filled=False, stroke=_NEUTRAL, strokeOpacity=0.25, strokeWidth=1)
-        .encode(x=x, y=y)
+    x = alt.X(
+        "layer:N",
+        title="decoder layer",
+        scale=alt.Scale(domain=columns),
+        axis=alt.Axis(labelAngle=0, labelOverlap=True),
     )
+    y = alt.Y("component:N", title=None, scale=alt.Scale(domain=rows))
+    empty = alt.Chart(grid).mark_rect(filled=False, stroke=_NEUTRAL, strokeOpacity=0.25, strokeWidth=1).encode(x=x, y=y)
     base = _base(rates)
     cells = base.mark_rect(stroke=_NEUTRAL, strokeOpacity=0.35, strokeWidth=0.5).encode(
         x=x,
@@ -142,7 +147,13 @@ def heatmap(rates: pl.DataFrame, layers: int) -> alt.LayerChart:
         tooltip=[alt.Tooltip("component:N"), alt.Tooltip("layer:N"), *_RATE_TOOLTIPS],
     )
     counts = base.mark_text(fontSize=9, opacity=0.75).encode(x=x, y=y, text=alt.Text("n:Q"))
-    return _finished(alt.layer(empty, cells, counts), alt.Step(22))
+    on_dark = (
+        base.transform_joinaggregate(top="max(estimate)")
+        .transform_filter("datum.estimate > 0.6 * datum.top")
+        .mark_text(fontSize=9, color="white")
+        .encode(x=x, y=y, text=alt.Text("n:Q"))
+    )
+    return _finished(alt.layer(empty, cells, counts, on_dark), 22 * len(rows))
 
 
 def growth_chart(growth: pl.DataFrame) -> alt.LayerChart:
@@ -155,13 +166,23 @@ def growth_chart(growth: pl.DataFrame) -> alt.LayerChart:
     pooled = pl.concat([finite.with_columns(site=pl.lit(ALL_SITES)), finite])
     median = pooled.group_by("site", "depth").agg(pl.col("error").median(), n=pl.len()).sort("site", "depth")
     pointed = alt.selection_point(fields=["trial"], on="pointerover", clear="pointerout", empty=False, name="pointed")
-    x = alt.X("depth:Q", title="depth: 0 is the embedding, d the output of layer d − 1", axis=alt.Axis(tickMinStep=1))
-    y = alt.Y("error:Q", title="relative error of the residual stream", scale=alt.Scale(type="log"))
+    x = alt.X(
+        "depth:Q",
+        title="depth: 0 is the embedding, d the output of layer d − 1",
+        axis=alt.Axis(tickMinStep=1),
+        scale=alt.Scale(zero=True, nice=False),
+    )
+    y = alt.Y(
+        "error:Q",
+        title="relative error of the residual stream",
+        scale=alt.Scale(type="log"),
+        axis=alt.Axis(format=".0e"),
+    )
     colour = alt.Color(
         "outcome:N",
         title="worst outcome",
         scale=alt.Scale(domain=list(OUTCOMES[:-1]), range=[OUTCOME_COLOURS[one] for one in OUTCOMES[:-1]]),
-        legend=alt.Legend(orient="top"),
+        legend=alt.Legend(orient="top", symbolOpacity=1, symbolStrokeWidth=2.5),
     )
     tooltip = [alt.Tooltip(f"{name}:N") for name in ("trial", "fault", "outcome")]
     of_site = f"site === '{ALL_SITES}' || {_OF_SITE}"
@@ -174,7 +195,7 @@ def growth_chart(growth: pl.DataFrame) -> alt.LayerChart:
             y=y,
             detail="trial:N",
             color=colour,
-            opacity=alt.when(pointed).then(alt.value(1)).otherwise(alt.value(0.4)),
+            opacity=alt.when(pointed).then(alt.value(1)).otherwise(alt.value(0.6)),
             strokeWidth=alt.when(pointed).then(alt.value(3)).otherwise(alt.value(1.2)),
             tooltip=[*tooltip, alt.Tooltip("depth:Q"), alt.Tooltip("error:Q", format=".3g")],
         )
@@ -191,7 +212,7 @@ def growth_chart(growth: pl.DataFrame) -> alt.LayerChart:
         .mark_point(shape="cross", size=40, filled=True)
         .encode(x=x, y=alt.value(0), color=colour, tooltip=[*tooltip, alt.Tooltip("depth:Q")])
     )
-    return _finished(alt.layer(lines, middle, crosses), 320)
+    return _finished(alt.layer(lines, middle, *(() if lost.is_empty() else (crosses,))), 320)
 
 
 def _upright(
@@ -228,9 +249,11 @@ def _base(rows: pl.DataFrame) -> alt.Chart:
     return alt.Chart(rows).transform_filter(_OF_SITE)
 
 
-def _finished(chart: alt.Chart | alt.LayerChart, height: int | alt.Step) -> alt.Chart | alt.LayerChart:
+def _finished(chart: alt.Chart | alt.LayerChart, height: int) -> alt.Chart | alt.LayerChart:
     site = alt.param(name="site", value=ALL_SITES)
-    return chart.add_params(site).properties(width="container", height=height)
+    return chart.add_params(site).properties(
+        width="container", height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
+    )
 
 
 def _ordered(values: pl.Series, order: Sequence[str]) -> list[str]:

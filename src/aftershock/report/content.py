@@ -17,7 +17,6 @@ from aftershock.report.wording import (
     points,
     rate,
     split_at_difference,
-    visible,
 )
 from aftershock.stats import Estimate, wilson
 from aftershock.study import GoldenRecord, ItemRecord, StoredStudy, Summary, TrialRecord, to_toml
@@ -65,8 +64,8 @@ class OutcomeRow:
     meaning: str
     share: str
     interval: str
-    faults: int
-    pairs: int
+    faults: str
+    pairs: str
     noise: str
 
 
@@ -126,25 +125,25 @@ class Content:
 
 def content(stored: StoredStudy, summary: Summary) -> Content:
     """What the report of a study says."""
-    trials = trial_frame(stored.trials, stored.golden)
+    trials = trial_frame(stored.trials)
     environment = stored.environment
     return Content(
-        title=f"{environment.model}: {len(stored.trials):,} faults",
+        title=f"{len(stored.trials):,} faults in {environment.model}",
         statement=_statement(summary),
         warnings=tuple(_warnings(stored)),
         figures=tuple(_figures(summary)),
-        outcomes=tuple(_outcome_rows(trials, stored)),
-        changed_wrong=_changed_wrong(stored),
+        outcomes=tuple(_outcome_rows(trials, summary)),
+        changed_wrong=_changed_wrong(summary),
         worst=tuple(_worst_rows(trials, stored)),
         answers=tuple(islice(_answer_rows(stored), ANSWERS)),
         changed_answers=sum(1 for _ in _changed(stored)),
-        circumstances=tuple(_circumstances(stored)),
+        circumstances=tuple(_circumstances(stored, summary)),
         settings=to_toml(stored.settings),
         command="aftershock study study.toml --out DIR",
         citation=(
             f"aftershock {environment.versions.get('aftershock', '')}, {len(stored.trials):,} faults on "
             f"{environment.model} ({environment.dtype}, model {environment.model_hash[:12]}), "
-            f"plan {stored.plan_digest[:12]}, records {stored.records_digest[:12]}"
+            f"plan {summary.plan_digest[:12]}, records {summary.records_digest[:12]}"
         ),
         trials=trials,
     )
@@ -152,14 +151,10 @@ def content(stored: StoredStudy, summary: Summary) -> Content:
 
 def _statement(summary: Summary) -> str:
     sdc = summary.sdc_rate
-    verdict = (
-        "more than the noise floor explains"
-        if sdc.excess_low > 0
-        else "no more than the noise floor may explain"
-    )
+    verdict = "more than the noise floor explains" if sdc.excess_low > 0 else "no more than the noise floor may explain"
     return (
         f"A fault silently corrupted {percent(sdc.estimate)} of the answers that were right without it "
-        f"({interval(sdc.low, sdc.high)}, {sdc.n_faults:,} faults), {verdict}."
+        f"(95 % interval {interval(sdc.low, sdc.high)}, {sdc.n_faults:,} faults), {verdict}."
     )
 
 
@@ -199,31 +194,27 @@ def _figure(title: str, of: Estimate, n: str, meaning: str) -> Figure:
     return Figure(title, percent(of.estimate), interval(of.low, of.high), n, meaning, of.estimate, of.low, of.high)
 
 
-def _outcome_rows(trials: pl.DataFrame, stored: StoredStudy) -> Iterator[OutcomeRow]:
-    noise = [item for record in stored.noise for item in record.items if item.eligible]
+def _outcome_rows(trials: pl.DataFrame, summary: Summary) -> Iterator[OutcomeRow]:
+    noise: dict[str, int] = dict(summary.noise_outcomes)
     pooled = outcome_frame(trials, ()).filter(pl.col("site") == ALL_SITES)
     shares = {row["outcome"]: row for row in pooled.iter_rows(named=True)}
     for outcome, share in shares.items():
-        seen = sum(item.outcome == outcome for item in noise)
         yield OutcomeRow(
             outcome,
             MEANINGS[outcome],
             percent(share["estimate"]),
             interval(share["low"], share["high"]),
-            share["n"],
-            trials[outcome].sum(),
-            f"{seen:,} of {len(noise):,}",
+            f"{share['n']:,}",
+            f"{trials[outcome].sum():,}",
+            f"{noise.get(outcome, 0):,} of {sum(noise.values()):,}",
         )
 
 
-def _changed_wrong(stored: StoredStudy) -> str:
-    wrong = {record.item for record in stored.golden if record.right is False}
-    items = [item for trial in stored.trials for item in trial.items if item.item in wrong]
-    to_right = sum(item.right is True for item in items)
-    to_other = sum(item.right is False and item.output is not None for item in items)
+def _changed_wrong(summary: Summary) -> str:
     return (
-        f"Of {len(items):,} answers that golden gets wrong, {to_right:,} became right and {to_other:,} became wrong "
-        "in another way; they are counted apart from SDC."
+        f"Of the answers that golden gets wrong, {summary.wrong_to_right:,} became right and "
+        f"{summary.wrong_to_other:,} became wrong in another way; they are counted apart from SDC. "
+        f"{summary.unreached:,} answers had ended before the fault's moment came; they count nowhere."
     )
 
 
@@ -235,7 +226,7 @@ def _worst_rows(trials: pl.DataFrame, stored: StoredStudy) -> Iterator[WorstRow]
         trial = records[row["trial"]]
         yield WorstRow(
             trial.trial,
-            visible(" & ".join(trial.faults)),
+            " & ".join(trial.faults),
             _labels(trial),
             _keys(trial),
             trial.site,
@@ -265,13 +256,13 @@ def _answer_rows(stored: StoredStudy) -> Iterator[AnswerRow]:
         common, rest, faulty = split_at_difference(before, after)
         yield AnswerRow(
             trial.trial,
-            visible(item.item),
-            visible(answer.group),
+            item.item,
+            answer.group,
             trial.site,
             _labels(trial),
             (*_keys(trial), f"outcome={item.outcome}", f"item={item.item}"),
             item.outcome,
-            visible(answer.prompt),
+            answer.prompt,
             "" if answer.reference is None else _answer(answer, answer.reference),
             common,
             rest,
@@ -282,8 +273,8 @@ def _answer_rows(stored: StoredStudy) -> Iterator[AnswerRow]:
 def _answer(golden: GoldenRecord, output: str) -> str:
     """An output as a reader sees it: choices by the number of the option, losses by name, texts as they are."""
     if golden.kind == "choice":
-        return f"option {visible(output)}"
-    return f"loss {visible(output)}" if golden.kind == "lm" else visible(output)
+        return f"option {output}"
+    return f"loss {output}" if golden.kind == "lm" else output
 
 
 def _labels(trial: TrialRecord) -> tuple[str, ...]:
@@ -306,25 +297,27 @@ def _keys(trial: TrialRecord) -> tuple[str, ...]:
     )
 
 
-def _circumstances(stored: StoredStudy) -> Iterator[tuple[str, str]]:
+def _circumstances(stored: StoredStudy, summary: Summary) -> Iterator[tuple[str, str]]:
     environment = stored.environment
     yield "Model", f"{environment.model} ({environment.architecture}, {environment.parameters:,} parameters)"
     yield "Model hash", environment.model_hash
     yield "Format and device", f"{environment.dtype} on {environment.device}, {environment.threads} threads"
     yield "Software", ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     yield "Trials", f"{len(stored.trials):,} of {stored.planned:,} planned, in {stored.seconds:,.0f} s"
-    scored = sum(record.right is not None for record in stored.golden)
-    yield "Items", f"{len(stored.golden):,}, of which {scored:,} have a reference answer"
-    if scored:
-        right = sum(record.right is True for record in stored.golden)
-        accuracy = wilson(right, scored)
+    golden = summary.golden
+    yield "Items", f"{golden.items:,}, of which {golden.with_reference:,} have a reference answer"
+    if golden.with_reference:
+        accuracy = wilson(golden.right, golden.with_reference)
         written = rate(accuracy.estimate, accuracy.low, accuracy.high)
-        yield "Golden accuracy", f"{written} ({right:,} of {scored:,} items)"
+        yield "Golden accuracy", f"{written} ({golden.right:,} of {golden.with_reference:,} items)"
     if stored.aa_disagreements is not None:
         same = len(stored.golden) - stored.aa_disagreements
         yield "A/A run", f"{same:,} of {len(stored.golden):,} items bit-identical when run again without a fault"
-    yield "Noise floor from", f"{len(stored.noise):,} perturbations: " + "; ".join(
-        visible(record.perturbation) for record in stored.noise[:3]
-    ) + ("; …" if len(stored.noise) > 3 else "")
-    yield "Plan digest", stored.plan_digest
-    yield "Records digest", stored.records_digest
+    yield (
+        "Noise floor from",
+        f"{len(stored.noise):,} perturbations: "
+        + "; ".join(record.perturbation for record in stored.noise[:3])
+        + ("; …" if len(stored.noise) > 3 else ""),
+    )
+    yield "Plan digest", summary.plan_digest
+    yield "Records digest", summary.records_digest

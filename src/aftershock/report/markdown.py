@@ -7,6 +7,7 @@ import polars as pl
 
 from aftershock.report.content import Content, content
 from aftershock.report.tables import ALL_SITES, rate_frame
+from aftershock.report.wording import visible
 from aftershock.study import StoredStudy, Summary
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&])")
@@ -29,7 +30,7 @@ def markdown(stored: StoredStudy, summary: Summary) -> str:
         _table(
             ("outcome", "rule", "share", "95 % interval", "faults", "answers", "noise floor"),
             [
-                (row.outcome, row.meaning, row.share, row.interval, str(row.faults), str(row.pairs), row.noise)
+                (row.outcome, row.meaning, row.share, row.interval, row.faults, row.pairs, row.noise)
                 for row in said.outcomes
             ],
         ),
@@ -76,5 +77,5 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text with Markdown's and HTML's special characters escaped, on one line."""
-    return " ".join(_SPECIAL.sub(r"\\\1", text).split())
+    """Text on one line, with Markdown's and HTML's special characters escaped and control characters written out."""
+    return " ".join(_SPECIAL.sub(r"\\\1", visible(text)).split())

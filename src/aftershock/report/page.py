@@ -12,6 +12,7 @@ from aftershock.report.charts import OUTCOME_COLOURS
 from aftershock.report.content import Content, content
 from aftershock.report.panels import panels
 from aftershock.report.tables import ALL_SITES
+from aftershock.report.wording import visible
 from aftershock.study import StoredStudy, Summary
 
 _ASSETS = files("aftershock.report") / "assets"
@@ -25,9 +26,7 @@ def page(stored: StoredStudy, summary: Summary) -> str:
     """
     said = content(stored, summary)
     floor = summary.noise_floor
-    drawn = tuple(
-        panels(said.trials, stored.trials, stored.environment, (floor.estimate, floor.low, floor.high))
-    )
+    drawn = tuple(panels(said.trials, stored.trials, stored.environment, (floor.estimate, floor.low, floor.high)))
     scripts = (vl_convert.javascript_bundle(), (_ASSETS / "page.js").read_text("utf-8"))
     template = _environment().from_string((_ASSETS / "page.html.j2").read_text("utf-8"))
     return template.render(
@@ -54,6 +53,13 @@ def _hash(script: str) -> str:
 
 
 def _environment() -> Environment:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, finalize=_visible, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "ensure_ascii": True}
     return environment
+
+
+def _visible(value: object) -> object:
+    """What a template puts out: all text but the page's own markup has its control characters written out."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -27,12 +27,12 @@ TRACED_LINES = 48
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: `spec` is its Vega-Lite specification, None where the study has nothing to draw in it."""
+    """One chart: `span` of the page's six columns, `spec` its Vega-Lite specification, None with nothing to draw."""
 
     name: str
     title: str
     reading: str
-    wide: bool
+    span: int
     spec: dict[str, Any] | None
 
 
@@ -45,7 +45,7 @@ def panels(
         "component",
         "SDC rate by component",
         "Point and 95 % interval over faults. The dashed line and its band are the noise floor.",
-        False,
+        3,
         _spec(by_component, component_chart(by_component, floor)),
     )
     mix = outcome_frame(trials, ["component"])
@@ -53,19 +53,17 @@ def panels(
         "outcomes",
         "What became of the answers",
         "The bar is what did not stay masked. Click a legend entry to single it out.",
-        False,
+        3,
         _spec(mix, outcome_chart(mix)),
     )
-    cells = rate_frame(
-        trials.with_columns(pl.col("layer").cast(pl.String).fill_null(OUTSIDE)), ["component", "layer"]
-    )
+    cells = rate_frame(trials.with_columns(pl.col("layer").cast(pl.String).fill_null(OUTSIDE)), ["component", "layer"])
     yield Panel(
         "heatmap",
         "SDC rate by component and layer",
         f"Each cell says how many faults hit it; an outline without a number was never hit. {OUTSIDE} is what lies "
         "in no single layer. Few faults make an uncertain cell: the interval is under the pointer. Click a cell to "
         "list its faulty answers below.",
-        True,
+        6,
         _spec(cells, heatmap(cells, environment.layers)),
     )
     by_layer = rate_frame(trials, ["layer"])
@@ -73,7 +71,7 @@ def panels(
         "layer",
         "SDC rate by layer",
         "All components of a decoder layer together.",
-        True,
+        6,
         _spec(by_layer, layer_chart(by_layer, floor)),
     )
     by_bit = rate_frame(trials, ["bit", "bit_class"])
@@ -81,7 +79,7 @@ def panels(
         "bit",
         "SDC rate by bit position",
         f"Faults that change one bit of a {environment.dtype} word.",
-        True,
+        4,
         _spec(by_bit, bit_chart(by_bit, floor, format_of(environment.dtype).bits)),
     )
     by_stage = rate_frame(trials, ["stage"])
@@ -89,7 +87,7 @@ def panels(
         "stage",
         "SDC rate by stage",
         "Transient faults by the stage they struck in; persistent faults on their own.",
-        False,
+        2,
         _spec(by_stage, stage_chart(by_stage, floor)),
     )
     traced = tuple(record for record in records if record.residual_error is not None)
@@ -97,9 +95,10 @@ def panels(
     yield Panel(
         "growth",
         "How the error grows through the layers",
-        f"{growth['trial'].n_unique():,} traced trials, the largest error over their items; dashed: the median of those "
-        "with an error at that depth. A cross on the top edge is no longer finite. Lines begin where the fault struck.",
-        False,
+        f"{growth['trial'].n_unique():,} traced trials, the largest error over their items; dashed: the median of "
+        "those with an error at that depth. A cross on the top edge is no longer finite. Lines begin where the "
+        "fault struck.",
+        6,
         _spec(growth, growth_chart(growth)),
     )
 

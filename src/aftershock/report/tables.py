@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import polars as pl
 
-from aftershock.report.wording import rate
+from aftershock.report.wording import rate, visible
 from aftershock.stats import by_label
 from aftershock.study import GoldenRecord, ItemRecord, Outcome, TrialRecord
 
@@ -44,8 +44,6 @@ _TRIAL_SCHEMA: dict[str, pl.DataType] = {
     **{outcome: pl.Int64() for outcome in OUTCOMES if outcome != "unreached"},
     "sdc_share": pl.Float64(),
     "due_share": pl.Float64(),
-    "wrong_to_right": pl.Int64(),
-    "wrong_to_other_wrong": pl.Int64(),
     "score_change": pl.Float64(),
     "rmse": pl.Float64(),
     "kl": pl.Float64(),
@@ -70,20 +68,18 @@ _ITEM_SCHEMA: dict[str, pl.DataType] = {
 }
 
 
-def trial_frame(trials: Iterable[TrialRecord], golden: Sequence[GoldenRecord]) -> pl.DataFrame:
+def trial_frame(trials: Iterable[TrialRecord]) -> pl.DataFrame:
     """One row per trial.
 
     The outcome columns count the eligible items; `sdc_share` and `due_share` are their shares (null where no item
     is eligible). `bit` is set where the faults flip one single bit position, `old_value` and `new_value` are
     those of the first strike, `score_change`, `rmse` and `kl` the means over the items.
     """
-    golden_wrong = frozenset(record.item for record in golden if record.right is False)
-    return pl.DataFrame((_trial_row(trial, golden_wrong) for trial in trials), schema=_TRIAL_SCHEMA)
+    return pl.DataFrame((_trial_row(trial) for trial in trials), schema=_TRIAL_SCHEMA)
 
 
-def _trial_row(trial: TrialRecord, golden_wrong: frozenset[str]) -> dict[str, object]:
+def _trial_row(trial: TrialRecord) -> dict[str, object]:
     eligible = trial.eligible
-    changed = [item for item in trial.items if item.item in golden_wrong and item.output is not None]
     counts = {outcome: sum(item.outcome == outcome for item in eligible) for outcome in OUTCOMES}
     strike = trial.strikes[0] if trial.strikes else None
     return {
@@ -104,8 +100,6 @@ def _trial_row(trial: TrialRecord, golden_wrong: frozenset[str]) -> dict[str, ob
         **{outcome: count for outcome, count in counts.items() if outcome != "unreached"},
         "sdc_share": _share(sum(counts[outcome] for outcome in SILENT), len(eligible)),
         "due_share": _share(sum(counts[outcome] for outcome in DETECTED), len(eligible)),
-        "wrong_to_right": sum(item.right is True for item in changed),
-        "wrong_to_other_wrong": sum(item.right is False for item in changed),
         "score_change": _mean(item.score_change for item in trial.items),
         "rmse": _mean(item.rmse for item in trial.items),
         "kl": _mean(item.kl for item in trial.items),
@@ -195,7 +189,7 @@ def growth_frame(trials: Iterable[TrialRecord]) -> pl.DataFrame:
             {
                 "trial": trial.trial,
                 "site": trial.site,
-                "fault": trial.faults[0] if trial.faults else "",
+                "fault": visible(trial.faults[0]) if trial.faults else "",
                 "outcome": max((item.outcome for item in trial.items), key=_severity, default="masked"),
                 "depth": depth,
                 "error": error if 0 < error < float("inf") else None,

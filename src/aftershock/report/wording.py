@@ -6,12 +6,12 @@ import re
 
 def percent(share: float) -> str:
     """A share as a percentage: `0 %`, `0.031 %`, `3.12 %`, `50.0 %`."""
-    return f"{_digits(100 * share)} %"
+    return f"{_digits(100 * share)}\N{NO-BREAK SPACE}%"
 
 
 def points(difference: float) -> str:
     """A difference of shares in percentage points, always signed: `+2.40 points`."""
-    return f"{100 * difference:+.2f} points"
+    return f"{100 * difference:+.2f}\N{NO-BREAK SPACE}points"
 
 
 def interval(low: float, high: float) -> str:

@@ -17,7 +17,7 @@ def write_report(stored: StoredStudy, folder: Path) -> Path:
     """
     summary = summarise(stored)
     texts = {
-        "trials.csv": csv_text(trial_frame(stored.trials, stored.golden)),
+        "trials.csv": csv_text(trial_frame(stored.trials)),
         "items.csv": csv_text(item_frame(stored.trials, stored.golden)),
         "report.md": markdown(stored, summary),
         "report.html": page(stored, summary),

@@ -87,9 +87,8 @@ def trial_record(number: int, golden: tuple[GoldenRecord, ...], traced: bool) ->
     site = "activation" if activation else "weight"
     items = random.choice(len(golden), min(8, len(golden)), replace=False)
     found = outcomes(harm, len(items), random)
-    line = (
-        f"activation {tensor}[5] flip {bit} at {stage}" if activation else f"weight {tensor}.weight[3,5] flip {bit} always"
-    )
+    place = f"activation {tensor}[5]" if activation else f"weight {tensor}.weight[3,5]"
+    line = f"{place} flip {bit} " + (f"at {stage}" if activation else "always")
     return TrialRecord(
         trial=number,
         faults=(line,),
