@@ -114,6 +114,8 @@ def _sweep_interval(
     resamples: int,
 ) -> Estimate:
     """A figure of the mean accuracy at each severity; injections are resampled within their severity."""
+    if len(samples) == 0:
+        raise InputError("there is no severity in the sweep: give one sample of accuracies for each")
     arrays = [floats(sample, f"sample {i}", dimensions=1) for i, sample in enumerate(samples)]
     rng = generator(seed, 0, "fragility")
     resampled = []
