@@ -15,13 +15,17 @@ def drawn(stored, trials: tuple[TrialRecord, ...]):
     return {panel.name: panel for panel in panels(trial_frame(trials), trials, stored.environment, FLOOR)}
 
 
+@pytest.fixture(scope="module")
+def charts(stored):
+    return drawn(stored, stored.trials)
+
+
 def rows_of(spec: dict) -> Iterator[dict]:
     for rows in spec["datasets"].values():
         yield from rows
 
 
-def test_every_chart_listens_to_the_site_and_takes_its_width_from_the_page(stored):
-    charts = drawn(stored, stored.trials)
+def test_every_chart_listens_to_the_site_and_takes_its_width_from_the_page(charts):
     assert list(charts) == ["component", "outcomes", "heatmap", "layer", "bit", "stage", "growth"]
     for panel in charts.values():
         assert panel.spec is not None
@@ -30,8 +34,8 @@ def test_every_chart_listens_to_the_site_and_takes_its_width_from_the_page(store
 
 
 @pytest.mark.parametrize("name", ["component", "heatmap", "layer", "bit", "stage", "outcomes"])
-def test_every_drawn_rate_has_its_interval_and_its_number_of_faults(stored, name):
-    rates = [row for row in rows_of(drawn(stored, stored.trials)[name].spec) if "site" in row]
+def test_every_drawn_rate_has_its_interval_and_its_number_of_faults(charts, name):
+    rates = [row for row in rows_of(charts[name].spec) if "site" in row]
     assert rates
     for row in rates:
         assert row["low"] <= row["estimate"] <= row["high"]
@@ -55,8 +59,8 @@ def test_the_bit_axis_shows_every_bit_of_the_format_whether_hit_or_not(stored):
     assert domains == [list(range(31, -1, -1))] * 2
 
 
-def test_the_noise_floor_is_drawn_with_its_interval(stored):
-    floors = [row for row in rows_of(drawn(stored, stored.trials)["component"].spec) if "site" not in row]
+def test_the_noise_floor_is_drawn_with_its_interval(charts):
+    floors = [row for row in rows_of(charts["component"].spec) if "site" not in row]
     assert [(row["estimate"], row["low"], row["high"]) for row in floors] == [FLOOR]
 
 
@@ -72,8 +76,8 @@ def test_a_study_without_trials_has_no_charts_and_no_errors(stored):
     assert {panel.spec for panel in drawn(stored, ()).values()} == {None}
 
 
-def test_outcome_chart_leaves_masked_out(stored):
-    shown = {row["outcome"] for row in rows_of(drawn(stored, stored.trials)["outcomes"].spec)}
+def test_outcome_chart_leaves_masked_out(charts):
+    shown = {row["outcome"] for row in rows_of(charts["outcomes"].spec)}
     assert shown == set(OUTCOMES) - {"masked", "unreached"}
 
 

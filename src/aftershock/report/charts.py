@@ -50,7 +50,14 @@ def component_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
     tooltip = [alt.Tooltip("component:N"), *_RATE_TOOLTIPS]
     bars = base.mark_rule(strokeWidth=2, color=_NEUTRAL).encode(x=alt.X("low:Q", title="SDC rate"), x2="high:Q", y=y)
     dots = base.mark_point(filled=True, size=70, color=_ACCENT, opacity=1).encode(x=x, y=y, tooltip=tooltip)
-    return _finished(alt.layer(*_floor_layers(floor, "x"), bars, dots), 24 * len(rows))
+    return _finished(
+        (
+            *_floor_layers(floor, "x"),
+            bars,
+            dots,
+        ),
+        24 * len(rows),
+    )
 
 
 def stage_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
@@ -84,7 +91,7 @@ def bit_chart(rates: pl.DataFrame, floor: Floor | None, bits: int) -> alt.LayerC
     return _upright(rates, x, "bit", colour, floor)
 
 
-def outcome_chart(shares: pl.DataFrame) -> alt.Chart:
+def outcome_chart(shares: pl.DataFrame) -> alt.LayerChart:
     """Outcome mix by component (rows: `outcome_frame` by component), without masked: the bar is what changed."""
     changed = shares.filter(pl.col("outcome") != "masked").with_columns(
         rank=pl.col("outcome").map_elements(OUTCOMES.index, return_dtype=pl.Int64())
@@ -115,7 +122,7 @@ def outcome_chart(shares: pl.DataFrame) -> alt.Chart:
         )
         .add_params(chosen)
     )
-    return _finished(chart, 24 * len(rows))
+    return _finished((chart,), 24 * len(rows))
 
 
 def heatmap(rates: pl.DataFrame, layers: int) -> alt.LayerChart:
@@ -153,7 +160,15 @@ def heatmap(rates: pl.DataFrame, layers: int) -> alt.LayerChart:
         .mark_text(fontSize=9, color="white")
         .encode(x=x, y=y, text=alt.Text("n:Q"))
     )
-    return _finished(alt.layer(empty, cells, counts, on_dark), 22 * len(rows))
+    return _finished(
+        (
+            empty,
+            cells,
+            counts,
+            on_dark,
+        ),
+        22 * len(rows),
+    )
 
 
 def growth_chart(growth: pl.DataFrame) -> alt.LayerChart:
@@ -212,7 +227,14 @@ def growth_chart(growth: pl.DataFrame) -> alt.LayerChart:
         .mark_point(shape="cross", size=40, filled=True)
         .encode(x=x, y=alt.value(0), color=colour, tooltip=[*tooltip, alt.Tooltip("depth:Q")])
     )
-    return _finished(alt.layer(lines, middle, *(() if lost.is_empty() else (crosses,))), 320)
+    return _finished(
+        (
+            lines,
+            middle,
+            *(() if lost.is_empty() else (crosses,)),
+        ),
+        320,
+    )
 
 
 def _upright(
@@ -224,7 +246,14 @@ def _upright(
     y = alt.Y("estimate:Q", title="SDC rate", axis=_SHARE)
     bars = base.mark_rule(strokeWidth=2, color=_NEUTRAL).encode(x=x, y=alt.Y("low:Q", title="SDC rate"), y2="high:Q")
     dots = base.mark_point(filled=True, size=70, opacity=1).encode(x=x, y=y, color=colour, tooltip=tooltip)
-    return _finished(alt.layer(*_floor_layers(floor, "y"), bars, dots), 240)
+    return _finished(
+        (
+            *_floor_layers(floor, "y"),
+            bars,
+            dots,
+        ),
+        240,
+    )
 
 
 def _floor_layers(floor: Floor | None, axis: str) -> Collection[alt.Chart]:
@@ -249,10 +278,13 @@ def _base(rows: pl.DataFrame) -> alt.Chart:
     return alt.Chart(rows).transform_filter(_OF_SITE)
 
 
-def _finished(chart: alt.Chart | alt.LayerChart, height: int) -> alt.Chart | alt.LayerChart:
+def _finished(layers: Sequence[alt.Chart], height: int) -> alt.LayerChart:
     site = alt.param(name="site", value=ALL_SITES)
-    return chart.add_params(site).properties(
-        width="container", height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
+    autosize = alt.AutoSizeParams(type="fit-x", contains="padding")
+    return (
+        alt.LayerChart(layer=list(layers))
+        .add_params(site)
+        .properties(width="container", height=height, autosize=autosize)
     )
 
 

@@ -8,7 +8,7 @@ from itertools import islice
 
 import polars as pl
 
-from aftershock.report.tables import ALL_SITES, DETECTED, OUTSIDE, SILENT, outcome_frame, trial_frame
+from aftershock.report.tables import ALL_SITES, OUTSIDE, outcome_frame, trial_frame
 from aftershock.report.wording import (
     interval,
     number,
@@ -18,8 +18,19 @@ from aftershock.report.wording import (
     rate,
     split_at_difference,
 )
-from aftershock.stats import Estimate, wilson
-from aftershock.study import GoldenRecord, ItemRecord, StoredStudy, Summary, TrialRecord, to_toml
+from aftershock.stats import wilson
+from aftershock.study import (
+    DUE,
+    SDC,
+    GoldenRecord,
+    ItemRecord,
+    Rate,
+    SdcRate,
+    StoredStudy,
+    Summary,
+    TrialRecord,
+    to_toml,
+)
 
 WORST_FAULTS = 15
 """Rows of the table of worst faults."""
@@ -190,7 +201,7 @@ def _figures(summary: Summary) -> Iterator[Figure]:
     yield _figure("Noise floor", floor, f"{floor.n:,} perturbations", "SDC rate of perturbations that mean nothing")
 
 
-def _figure(title: str, of: Estimate, n: str, meaning: str) -> Figure:
+def _figure(title: str, of: Rate | SdcRate, n: str, meaning: str) -> Figure:
     return Figure(title, percent(of.estimate), interval(of.low, of.high), n, meaning, of.estimate, of.low, of.high)
 
 
@@ -231,8 +242,8 @@ def _worst_rows(trials: pl.DataFrame, stored: StoredStudy) -> Iterator[WorstRow]
             _keys(trial),
             trial.site,
             f"{number(row['old_value'])} → {number(row['new_value'])}",
-            f"{sum(row[outcome] for outcome in SILENT)} of {row['eligible']}",
-            f"{sum(row[outcome] for outcome in DETECTED)} of {row['eligible']}",
+            f"{sum(row[outcome] for outcome in SDC)} of {row['eligible']}",
+            f"{sum(row[outcome] for outcome in DUE)} of {row['eligible']}",
             number(row["kl"]),
             f"aftershock replay {shlex.quote(str(stored.folder))} {trial.trial}",
         )

@@ -26,8 +26,14 @@ def page(stored: StoredStudy, summary: Summary) -> str:
     """
     said = content(stored, summary)
     floor = summary.noise_floor
-    drawn = tuple(panels(said.trials, stored.trials, stored.environment, (floor.estimate, floor.low, floor.high)))
-    scripts = (vl_convert.javascript_bundle(), (_ASSETS / "page.js").read_text("utf-8"))
+    drawn = tuple(
+        panels(
+            said.trials, stored.trials, stored.environment, (floor.estimate, floor.low, floor.high) if floor.n else None
+        )
+    )
+    # The package's type stub asks for the argument that its function leaves out.
+    vega: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+    scripts = (vega, (_ASSETS / "page.js").read_text("utf-8"))
     template = _environment().from_string((_ASSETS / "page.html.j2").read_text("utf-8"))
     return template.render(
         said=said,

@@ -103,5 +103,5 @@ def panels(
     )
 
 
-def _spec(rows: pl.DataFrame, chart: alt.Chart | alt.LayerChart) -> dict[str, Any] | None:
+def _spec(rows: pl.DataFrame, chart: alt.LayerChart) -> dict[str, Any] | None:
     return None if rows.is_empty() else chart.to_dict()

@@ -9,16 +9,10 @@ import polars as pl
 
 from aftershock.report.wording import rate, visible
 from aftershock.stats import by_label
-from aftershock.study import GoldenRecord, ItemRecord, Outcome, TrialRecord
+from aftershock.study import DUE, SDC, GoldenRecord, ItemRecord, Outcome, TrialRecord
 
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
 """Every outcome, from harmless to fatal, `unreached` last."""
-
-SILENT = ("subtle", "distorted")
-"""The outcomes that are silent data corruption (SDC)."""
-
-DETECTED = ("non_finite", "crash")
-"""The outcomes that show by themselves (DUE: detected, unrecoverable errors)."""
 
 OUTSIDE = "–"
 """Layer label of what lies in no single decoder layer (embedding, last norm, lm_head, faults in several)."""
@@ -98,8 +92,8 @@ def _trial_row(trial: TrialRecord) -> dict[str, object]:
         "items": len(trial.items),
         "eligible": len(eligible),
         **{outcome: count for outcome, count in counts.items() if outcome != "unreached"},
-        "sdc_share": _share(sum(counts[outcome] for outcome in SILENT), len(eligible)),
-        "due_share": _share(sum(counts[outcome] for outcome in DETECTED), len(eligible)),
+        "sdc_share": _share(sum(counts[outcome] for outcome in SDC), len(eligible)),
+        "due_share": _share(sum(counts[outcome] for outcome in DUE), len(eligible)),
         "score_change": _mean(item.score_change for item in trial.items),
         "rmse": _mean(item.rmse for item in trial.items),
         "kl": _mean(item.kl for item in trial.items),
