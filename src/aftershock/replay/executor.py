@@ -80,11 +80,12 @@ class ReferenceExecutor:
         return self._run(batch, tuple(faults), splits(tuple(faults)), golden)
 
     def _run(self, batch: Batch, faults: tuple[Fault, ...], boundaries: frozenset[int], golden: Run | None) -> Run:
+        texts: tuple[tuple[int, ...], ...] = ()
         if not batch.generates:
             block = self._block(batch, [answer for _, answer in batch.sequences])
             with Injection(self.model, faults) as injection:
                 logits = teacher_forced(self.model, block, boundaries, injection.begin_pass)
-            results, texts = _scored(batch, logits), ()
+            results = _scored(batch, logits)
         else:
             block = self._block(batch, [() for _ in batch.sequences])
             with Injection(self.model, faults) as injection:

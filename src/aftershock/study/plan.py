@@ -89,7 +89,11 @@ class Plan:
         return traced > 0 and trial * traced // self.trials != (trial - 1) * traced // self.trials
 
 
-def make_plan(settings: StudySettings, say: Callable[[str], None] = lambda _: None) -> Plan:
+Say = Callable[[str], None]
+"""Told, in a few words, what is being done now."""
+
+
+def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
     """Load the model and the task and check the settings against them; `say` is told what is being done.
 
     Raises InputError for whatever of the settings does not fit the model or the task.

@@ -12,6 +12,12 @@ RECORD_VERSION = 1
 Outcome = Literal["masked", "benign", "subtle", "distorted", "non_finite", "crash", "unreached"]
 """`unreached`: the fault's moment never came for this item (its answer had ended before)."""
 
+SDC = frozenset({"subtle", "distorted"})
+"""Silent data corruption: wrong, and nothing shows it."""
+
+DUE = frozenset({"non_finite", "crash"})
+"""Detected, unrecoverable errors: they show by themselves."""
+
 
 class Record(BaseModel):
     """Base of all records: frozen, unknown fields refused, NaN and infinities kept as text in JSON."""
@@ -41,9 +47,9 @@ class ItemRecord(Record):
     """One item under one trial. `output` is kept where it differs from golden's.
 
     `eligible`: golden answers it right (or it has no reference) and the fault reached it.
-    `score_change`: faulty minus golden score. `first_difference`: position of the first token of the answer that differs, None
-    when all are equal. `rmse` and `kl` compare the logits, in fp32, teacher-forced on the golden text: root mean
-    square difference, and mean KL(golden || faulty) in nats.
+    `score_change`: faulty minus golden score. `first_difference`: position of the first answer token that
+    differs, None when all are equal. `rmse` and `kl` compare the logits, in fp32, teacher-forced on the golden
+    text: root mean square difference, and mean KL(golden || faulty) in nats; None where texts differ in length.
     """
 
     item: str
@@ -91,7 +97,7 @@ class TrialRecord(Record):
         eligible = self.eligible
         if not eligible:
             return None
-        return sum(item.outcome in ("subtle", "distorted") for item in eligible) / len(eligible)
+        return sum(item.outcome in SDC for item in eligible) / len(eligible)
 
 
 class GoldenRecord(Record):

@@ -83,7 +83,7 @@ def _open(plan: Plan, folder: Path, resume: bool) -> Store:
     if found != plan.digest:
         raise InputError(
             f"{folder} holds another study (plan {found[:12]}, this one is {plan.digest[:12]}; model, settings, "
-            "library versions, device and threads all count): resume with what it was made with, or choose another --out"
+            "library versions, device and threads all count): resume with what made it, or choose another --out"
         )
     return store
 

@@ -11,7 +11,7 @@ from aftershock.inject import Struck
 from aftershock.models import LoadedModel
 from aftershock.replay import Batch, Executor, ItemRun, distance, residual_error
 from aftershock.study.records import ItemRecord, Strike, TrialRecord
-from aftershock.tasks import Answer, Item, classify
+from aftershock.tasks import Answer, Item, classify, score_change
 
 KEPT_FAULTS = 64
 """Fault lines and strikes kept in a record; a digest covers the rest."""
@@ -82,7 +82,7 @@ def compare_item(item: Item, golden: ItemRun, other: ItemRun, reached: bool) -> 
         eligible=reached and clean.right is not False,
         right=answer.right,
         output=None if answer.output == clean.output else answer.output,
-        score_change=answer.score - clean.score,
+        score_change=score_change(item, clean, answer),
         first_difference=first_difference(item, clean, answer),
         rmse=None if apart is None else apart.rmse,
         kl=None if apart is None else apart.kl,

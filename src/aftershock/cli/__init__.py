@@ -1,0 +1,54 @@
+"""The command line: `aftershock COMMAND`. Commands parse, call and print; what they do lies in the other rooms."""
+
+import sys
+import traceback
+
+import click
+import typer
+
+from aftershock.cli import diff, models, replay, report, study
+from aftershock.errors import ContractError, InputError
+
+EXIT_INTERNAL, EXIT_INPUT, EXIT_CONTRACT, EXIT_INTERRUPTED = 1, 2, 4, 130
+
+app = typer.Typer(
+    name="aftershock",
+    help="What one corrupted bit does to a large language model's inference.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("study")(study.command)
+app.command("report")(report.command)
+app.command("replay")(replay.command)
+app.command("diff")(diff.command)
+app.add_typer(models.app, name="models")
+
+
+def main() -> None:
+    """Entry point: runs a command and turns what went wrong into one sentence and an exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns its exit code (see docs/command-line.md)."""
+    try:
+        result = app(arguments, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return EXIT_INPUT
+    except InputError as error:
+        return _refuse(str(error), EXIT_INPUT)
+    except ContractError as error:
+        return _refuse(f"a contract failed: {error}", EXIT_CONTRACT)
+    except (KeyboardInterrupt, click.Abort):
+        return _refuse("interrupted; what was stored is safe, go on with --resume", EXIT_INTERRUPTED)
+    except Exception:
+        traceback.print_exc()
+        return _refuse("internal error; please report it with the lines above", EXIT_INTERNAL)
+    return result if isinstance(result, int) else 0
+
+
+def _refuse(message: str, code: int) -> int:
+    print(f"aftershock: {message}", file=sys.stderr)
+    return code

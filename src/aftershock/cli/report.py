@@ -1,0 +1,24 @@
+"""`aftershock report`: write a study's report again."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aftershock.cli.output import Json, console, print_json
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A study's --out folder.")], json: Json = False
+) -> int:
+    """Write DIR/report.html, report.md and the CSV tables from the records."""
+    from aftershock.report import write_report
+    from aftershock.study import load_study, summarise
+
+    stored = load_study(folder)
+    page = write_report(stored, folder)
+    if json:
+        print_json(summarise(stored))
+    else:
+        console.print(f"report: {page}", soft_wrap=True)
+    return 0

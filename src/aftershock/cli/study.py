@@ -1,0 +1,85 @@
+"""`aftershock study`: plan and run a study."""
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aftershock.cli.output import Json, StudyProgress, console, print_json, say
+
+if TYPE_CHECKING:
+    from aftershock.study import Outlook, Summary
+
+DEMO = "demo"
+
+
+def command(
+    study: Annotated[
+        str | None, typer.Argument(help="A study file (TOML), or `demo`. Options override it or stand in for it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the records and the report.")] = None,
+    model: Annotated[str | None, typer.Option(help="demo:NAME, a folder, a .gguf file, or a hub id.")] = None,
+    task: Annotated[str | None, typer.Option(help="`probe`, or the path of a .jsonl or .txt task.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    faults: Annotated[Path | None, typer.Option(help="Your own faults, one trial a line, see docs/faults.md.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Number of trials.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, sizing and time; run nothing.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
+    json: Json = False,
+) -> int:
+    """Put faults into a model, run a task, and report what became of the answers."""
+    from aftershock.report import write_report
+    from aftershock.study import estimate_seconds, make_plan, outlook, run_study, summarise
+
+    options: dict[str, dict[str, Any]] = {
+        "model": {"spec": model, "dtype": dtype, "device": device},
+        "task": {"spec": task},
+        "run": {"trials": trials, "seed": seed},
+    }
+    settings = _settings(study, options, faults)
+    if out is None and not dry_run:
+        raise typer.BadParameter("give a folder for the records and the report", param_hint="--out")
+    plan = make_plan(settings, say)
+    if dry_run:
+        say("timing one batch of each kind")
+        _show(outlook(plan, seconds=estimate_seconds(plan)), json)
+        return 0
+    assert out is not None
+    if not json:
+        _show(outlook(plan), json)
+    with StudyProgress() as progress:
+        stored = run_study(plan, out, resume=resume, watch=progress)
+    page = write_report(stored, out)
+    _show(summarise(stored), json)
+    if not json:
+        console.print(f"\nreport: {page}", soft_wrap=True)
+    return 0
+
+
+def _show(result: "Outlook | Summary", json: bool) -> None:
+    if json:
+        print_json(result)
+    else:
+        console.print(result.text(), soft_wrap=True, markup=False)
+
+
+def _settings(study: str | None, options: dict[str, dict[str, Any]], faults: Path | None) -> Any:
+    """Settings of the file, overridden by what was given on the command line."""
+    from aftershock.faults import format_faults, read_faults
+    from aftershock.study import check_settings, read_settings
+
+    source = str(study or "the command line")
+    if study == DEMO:
+        tables = read_settings(Path(str(files("aftershock.study") / "demo.toml")))
+    else:
+        tables = {} if study is None else read_settings(Path(study))
+    for table, values in options.items():
+        given = {key: value for key, value in values.items() if value is not None}
+        if given:
+            tables[table] = {**tables.get(table, {}), **given}
+    if faults is not None:
+        tables["fault_list"] = [format_faults(trial) for trial in read_faults(faults)]
+    return check_settings(tables, source)

@@ -1,0 +1,97 @@
+"""What a plan can tell, before it is run."""
+
+import time
+
+from aftershock.faults import splits
+from aftershock.replay import ReferenceExecutor
+from aftershock.stats import sample_size, sample_size_relative, wilson
+from aftershock.study.plan import Plan
+from aftershock.study.records import Record
+
+PRECISIONS = (0.05, 0.03, 0.01)
+RARE_RATE, RELATIVE_ERROR = 0.01, 0.25
+
+
+class Outlook(Record):
+    """A plan and its size.
+
+    `population` counts the values (weights) and channels (activations) that faults are drawn from.
+    `sizes` gives the faults needed for an absolute error at 95 % (Leveugle et al., DATE 2009, p = 0.5),
+    `size_for_rare` those for a relative error of 25 % at a rate of 1 %. `half_width` is the widest half interval
+    that this many trials leave, `upper_bound_if_none` the upper bound if no fault does harm. `seconds` is None where
+    nothing was timed.
+    """
+
+    plan_digest: str
+    trials: int
+    items: int
+    items_per_fault: int
+    population: dict[str, int]
+    example: str
+    sizes: dict[str, int]
+    size_for_rare: int
+    half_width: float
+    upper_bound_if_none: float
+    seconds: float | None
+
+    def text(self) -> str:
+        """The outlook for a person."""
+        population = ", ".join(f"{count:,} {kind}s" for kind, count in self.population.items() if count)
+        sizes = ", ".join(f"±{precision} {count:,}" for precision, count in self.sizes.items())
+        lines = [
+            f"plan       {self.plan_digest[:12]}: {self.trials:,} trials, each on {self.items_per_fault} of "
+            f"{self.items} items",
+            f"faults     drawn from {population}; the first: {self.example}",
+            f"sizing     faults needed at 95 % for {sizes}; to know a rate of 1 % to a quarter of itself "
+            f"{self.size_for_rare:,}",
+            f"this many  a rate to ±{100 * self.half_width:.1f} points at worst; no harm at all would mean a rate "
+            f"below {100 * self.upper_bound_if_none:.2f} %",
+        ]
+        if self.seconds is not None:
+            lines.append(f"time       about {self.seconds / 60:.1f} minutes on this machine")
+        return "\n".join(lines)
+
+
+def outlook(plan: Plan, *, seconds: float | None = None) -> Outlook:
+    """What the plan can tell; `seconds` where somebody estimated its time (`estimate_seconds`)."""
+    count = plan.trials
+    population = {
+        "weight": sum(site.numel for site in plan.population.parameters),
+        "activation channel": sum(site.features for site in plan.population.outputs),
+    }
+    bits = max(1, sum(population.values()) * plan.model.format.bits)
+    half = wilson(count // 2, count)
+    none = wilson(0, count)
+    return Outlook(
+        plan_digest=plan.digest,
+        trials=count,
+        items=len(plan.task.items),
+        items_per_fault=sum(len(batch.items) for batch in plan.batches_of(0)),
+        population=population,
+        example=" & ".join(map(str, plan.faults_of(0)[:2])) or "none",
+        sizes={f"{100 * error:g} points": sample_size(bits, error) for error in PRECISIONS},
+        size_for_rare=sample_size_relative(RARE_RATE, RELATIVE_ERROR),
+        half_width=(half.high - half.low) / 2,
+        upper_bound_if_none=none.high,
+        seconds=seconds,
+    )
+
+
+def estimate_seconds(plan: Plan) -> float:
+    """Time of the whole study, from one golden run of one batch of each kind (the second of two, so that what
+    only the first run pays is left out)."""
+    batches = {batch.items[0].kind: batch for batch in plan.used_batches}
+    seconds = {}
+    for kind, batch in batches.items():
+        for _ in range(2):
+            begin = time.perf_counter()
+            ReferenceExecutor(plan.model).golden(batch)
+            seconds[kind] = (time.perf_counter() - begin) / len(batch.items)
+    per_item = {item.id: seconds[batch.items[0].kind] for batch in plan.used_batches for item in batch.items}
+    sweep = sum(per_item.values())
+    fixed = sweep * (2 + plan.settings.run.noise)
+    cuts = len({splits(plan.faults_of(trial)) for trial in range(min(plan.trials, 100))})
+    trials = sum(
+        per_item[item.id] for trial in range(plan.trials) for batch in plan.batches_of(trial) for item in batch.items
+    )
+    return fixed + sweep * (cuts - 1) + trials

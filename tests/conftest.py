@@ -1,0 +1,16 @@
+"""Fixtures that several rooms' tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of evaluation data: AFTERSHOCK_DATA, or `shared/data` beside the checkout."""
+    named = os.environ.get("AFTERSHOCK_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not (folder / "MANIFEST.json").is_file():
+        pytest.skip(f"no evaluation data at {folder}: set AFTERSHOCK_DATA")
+    return folder
