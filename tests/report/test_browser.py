@@ -1,9 +1,11 @@
 """The page in a real browser: its charts draw, it needs no network, and it asks for none."""
 
+import json
 import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -73,3 +75,41 @@ def test_a_load_or_a_script_that_slipped_in_would_be_refused_and_seen(html, tmp_
     assert "<title>owned</title>" not in page.dom
     refused = [line for line in page.console if "Content Security Policy" in line]
     assert len(refused) == 2
+
+
+PROBE = """<script>
+const rows = () => [...document.querySelectorAll("#rows .answer")].filter((row) => !row.hidden);
+const marks = () => document.querySelectorAll("#chart-component [aria-roledescription=point]").length;
+const type = (text) => { search.value = text; search.dispatchEvent(new Event("input")); };
+const wait = setInterval(async () => {
+  if (!document.documentElement.dataset.drawn) return;
+  clearInterval(wait);
+  const before = rows().length;
+  type("outcome=subtle");
+  const subtle = rows().every((row) => row.dataset.keys.includes("outcome=subtle")) && rows().length < before;
+  type("bit=3");
+  const exact = rows().every((row) => row.dataset.keys.split(" ").includes("bit=3"));
+  type("no such words");
+  const none = rows().length === 0 && !document.getElementById("none").hidden;
+  type("");
+  document.querySelector("input[value=weight]").click();
+  const site = rows().length > 0 && rows().every((row) => row.dataset.site === "weight");
+  setTimeout(() => { document.title = JSON.stringify({ subtle, exact, none, site, marks: marks() }); }, 2000);
+}, 100);
+</script>"""
+
+
+def test_filters_choose_answers_and_the_rows_of_charts(html, stored, tmp_path):
+    start = html.index('<meta http-equiv="Content-Security-Policy"')
+    unguarded = html[:start] + html[html.index(">", start) + 1 :]
+    before, _, after = unguarded.rpartition("</body>")
+    dom = opened(f"{before}{PROBE}</body>{after}", tmp_path).dom
+    title = re.search("<title>(.*?)</title>", dom)
+    assert title is not None
+    assert json.loads(unescape(title[1])) == {
+        "subtle": True,
+        "exact": True,
+        "none": True,
+        "site": True,
+        "marks": len({trial.component for trial in stored.trials if trial.site == "weight"}),
+    }

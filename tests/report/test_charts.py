@@ -59,9 +59,20 @@ def test_the_bit_axis_shows_every_bit_of_the_format_whether_hit_or_not(stored):
     assert domains == [list(range(31, -1, -1))] * 2
 
 
-def test_the_noise_floor_is_drawn_with_its_interval(charts):
-    floors = [row for row in rows_of(charts["component"].spec) if "site" not in row]
-    assert [(row["estimate"], row["low"], row["high"]) for row in floors] == [FLOOR]
+@pytest.mark.parametrize("name", ["component", "layer", "bit", "stage"])
+def test_the_noise_floor_is_drawn_and_says_its_interval(charts, name):
+    floors = [row for row in rows_of(charts[name].spec) if "site" not in row]
+    assert [row["estimate"] for row in floors] == [FLOOR[0]]
+    assert floors[0]["written"].endswith("[0, 3.00]")
+
+
+def test_a_study_in_which_nothing_happened_draws_zero_as_zero(stored):
+    calm = tuple(
+        trial.model_copy(update={"items": tuple(item.model_copy(update={"outcome": "masked"}) for item in trial.items)})
+        for trial in stored.trials[:20]
+    )
+    cells = drawn(stored, calm)["heatmap"].spec["layer"][1]["encoding"]["color"]
+    assert cells["scale"]["domain"] == [0, 0.01]
 
 
 def test_a_chart_without_data_has_no_specification(stored):

@@ -4,7 +4,8 @@ A chart takes its width and its theme (axes, text, colour ramp) from the page th
 parameter, `site`, which picks the rows of one kind of site or of all.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from typing import Literal
 
 import altair as alt
 import polars as pl
@@ -52,7 +53,7 @@ def component_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
     dots = base.mark_point(filled=True, size=70, color=_ACCENT, opacity=1).encode(x=x, y=y, tooltip=tooltip)
     return _finished(
         (
-            *_floor_layers(floor, "x"),
+            *_floor_line(floor, "x"),
             bars,
             dots,
         ),
@@ -67,10 +68,14 @@ def stage_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
     return _upright(rates, x, "stage", alt.ColorValue(_ACCENT), floor)
 
 
-def layer_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
+def layer_chart(rates: pl.DataFrame, floor: Floor | None, layers: int) -> alt.LayerChart:
     """SDC rate by layer (rows: `rate_frame` by layer)."""
-    layers = alt.Scale(domain=sorted(set(rates["layer"])))
-    x = alt.X("layer:O", title="decoder layer", scale=layers, axis=alt.Axis(labelAngle=0, labelOverlap=True))
+    x = alt.X(
+        "layer:O",
+        title="decoder layer",
+        scale=alt.Scale(domain=list(range(layers))),
+        axis=alt.Axis(labelAngle=0, labelOverlap=True),
+    )
     return _upright(rates, x, "layer", alt.ColorValue(_ACCENT), floor)
 
 
@@ -97,13 +102,19 @@ def outcome_chart(shares: pl.DataFrame) -> alt.LayerChart:
         rank=pl.col("outcome").map_elements(OUTCOMES.index, return_dtype=pl.Int64())
     )
     rows = _ordered(changed["component"], COMPONENTS)
+    top = _top(changed.group_by("site", "component").agg(pl.col("estimate").sum())["estimate"])
     shown = [outcome for outcome in OUTCOMES if outcome in set(changed["outcome"])]
     chosen = alt.selection_point(fields=["outcome"], bind="legend", name="outcome_chosen")
     chart = (
         _base(changed)
         .mark_bar()
         .encode(
-            x=alt.X("estimate:Q", title="share of eligible items, mean over faults", axis=_SHARE),
+            x=alt.X(
+                "estimate:Q",
+                title="share of eligible items, mean over faults",
+                scale=alt.Scale(domain=[0, top]),
+                axis=_SHARE,
+            ),
             y=alt.Y("component:N", title=None, scale=alt.Scale(domain=rows)),
             color=alt.Color(
                 "outcome:N",
@@ -132,6 +143,7 @@ def heatmap(rates: pl.DataFrame, layers: int) -> alt.LayerChart:
     """
     columns = [OUTSIDE, *map(str, range(layers))]
     rows = _ordered(rates["component"], COMPONENTS)
+    top = _top(rates.filter(pl.col("site") == ALL_SITES)["estimate"])
     grid = pl.DataFrame({"component": rows}).join(pl.DataFrame({"layer": columns}), how="cross")
     x = alt.X(
         "layer:N",
@@ -148,15 +160,14 @@ def heatmap(rates: pl.DataFrame, layers: int) -> alt.LayerChart:
         color=alt.Color(
             "estimate:Q",
             title="SDC rate",
-            scale=alt.Scale(domainMin=0),
+            scale=alt.Scale(domain=[0, top], clamp=True),
             legend=alt.Legend(orient="top", format="~%", gradientLength=160, gradientThickness=10),
         ),
         tooltip=[alt.Tooltip("component:N"), alt.Tooltip("layer:N"), *_RATE_TOOLTIPS],
     )
     counts = base.mark_text(fontSize=9, opacity=0.75).encode(x=x, y=y, text=alt.Text("n:Q"))
     on_dark = (
-        base.transform_joinaggregate(top="max(estimate)")
-        .transform_filter("datum.estimate > 0.6 * datum.top")
+        base.transform_filter(f"datum.estimate > {0.6 * top}")
         .mark_text(fontSize=9, color="white")
         .encode(x=x, y=y, text=alt.Text("n:Q"))
     )
@@ -191,7 +202,7 @@ def growth_chart(growth: pl.DataFrame) -> alt.LayerChart:
         "error:Q",
         title="relative error of the residual stream",
         scale=alt.Scale(type="log"),
-        axis=alt.Axis(format=".0e"),
+        axis=alt.Axis(format=".0e", tickCount=6),
     )
     colour = alt.Color(
         "outcome:N",
@@ -248,7 +259,7 @@ def _upright(
     dots = base.mark_point(filled=True, size=70, opacity=1).encode(x=x, y=y, color=colour, tooltip=tooltip)
     return _finished(
         (
-            *_floor_layers(floor, "y"),
+            *_floor_line(floor, "y"),
             bars,
             dots,
         ),
@@ -256,22 +267,16 @@ def _upright(
     )
 
 
-def _floor_layers(floor: Floor | None, axis: str) -> Collection[alt.Chart]:
-    """The noise floor as a band (its interval) and a dashed line (its estimate) across the axis of rates."""
+def _floor_line(floor: Floor | None, axis: Literal["x", "y"]) -> tuple[alt.Chart, ...]:
+    """The noise floor as a dashed line across the axis of rates; its interval is under the pointer."""
     if floor is None:
         return ()
-    estimate, low, high = floor
-    data = alt.Chart(
-        pl.DataFrame({"estimate": [estimate], "low": [low], "high": [high], "written": [rate(estimate, low, high)]})
-    )
-    tooltip = alt.Tooltip("written:N", title="noise floor, 95 % interval")
     channel = alt.X if axis == "x" else alt.Y
-    line = {axis: channel("estimate:Q", title="SDC rate")}
-    band = {axis: channel("low:Q", title="SDC rate"), f"{axis}2": "high:Q"}
-    return (
-        data.mark_rect(color=_NEUTRAL, opacity=0.16).encode(tooltip=tooltip, **band),
-        data.mark_rule(color=_NEUTRAL, strokeDash=[4, 3]).encode(tooltip=tooltip, **line),
+    tooltip = alt.Tooltip("written:N", title="noise floor, 95 % interval")
+    line = alt.Chart(pl.DataFrame({"estimate": [floor[0]], "written": [rate(*floor)]})).mark_rule(
+        color=_NEUTRAL, strokeDash=[4, 3], strokeWidth=1.5
     )
+    return (line.encode(**{axis: channel("estimate:Q", title="SDC rate")}, tooltip=tooltip),)
 
 
 def _base(rows: pl.DataFrame) -> alt.Chart:
@@ -286,6 +291,11 @@ def _finished(layers: Sequence[alt.Chart], height: int) -> alt.LayerChart:
         .add_params(site)
         .properties(width="container", height=height, autosize=autosize)
     )
+
+
+def _top(shares: pl.Series) -> float:
+    """Where an axis of shares ends: at the largest, at 1 % where there is none above zero."""
+    return max(shares.to_list(), default=0.0) or 0.01
 
 
 def _ordered(values: pl.Series, order: Sequence[str]) -> list[str]:

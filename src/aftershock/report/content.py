@@ -162,9 +162,11 @@ def content(stored: StoredStudy, summary: Summary) -> Content:
 
 def _statement(summary: Summary) -> str:
     sdc = summary.sdc_rate
-    verdict = "more than the noise floor explains" if sdc.excess_low > 0 else "no more than the noise floor may explain"
+    verdict = (
+        "more than the noise floor explains" if sdc.excess_low > 0 else "which the noise floor alone could explain"
+    )
     return (
-        f"A fault silently corrupted {percent(sdc.estimate)} of the answers that were right without it "
+        f"On average a fault silently corrupted {percent(sdc.estimate)} of its eligible answers "
         f"(95 % interval {interval(sdc.low, sdc.high)}, {sdc.n_faults:,} faults), {verdict}."
     )
 

@@ -42,7 +42,7 @@ def page(stored: StoredStudy, summary: Summary) -> str:
         colours=OUTCOME_COLOURS,
         sites=_sites(said),
         all_sites=ALL_SITES,
-        scale=max(figure.high for figure in said.figures) or 1.0,
+        scale=max(summary.sdc_rate.high, summary.any_sdc.high, summary.due_rate.high),
         style=Markup((_ASSETS / "page.css").read_text("utf-8")),
         scripts=tuple(Markup(script) for script in scripts),
         hashes=tuple(_hash(script) for script in scripts),

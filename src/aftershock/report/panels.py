@@ -44,7 +44,7 @@ def panels(
     yield Panel(
         "component",
         "SDC rate by component",
-        "Point and 95 % interval over faults. The dashed line and its band are the noise floor.",
+        "Point and 95 % interval over faults. The dashed line is the noise floor.",
         3,
         _spec(by_component, component_chart(by_component, floor)),
     )
@@ -72,7 +72,7 @@ def panels(
         "SDC rate by layer",
         "All components of a decoder layer together.",
         6,
-        _spec(by_layer, layer_chart(by_layer, floor)),
+        _spec(by_layer, layer_chart(by_layer, floor, environment.layers)),
     )
     by_bit = rate_frame(trials, ["bit", "bit_class"])
     yield Panel(
@@ -96,7 +96,7 @@ def panels(
         "growth",
         "How the error grows through the layers",
         f"{growth['trial'].n_unique():,} traced trials, the largest error over their items; dashed: the median of "
-        "those with an error at that depth. A cross on the top edge is no longer finite. Lines begin where the "
+        "those already struck. A cross on the top edge is no longer finite. Lines begin where the "
         "fault struck.",
         6,
         _spec(growth, growth_chart(growth)),
