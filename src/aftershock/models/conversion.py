@@ -9,7 +9,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils, modeling_utils
 
 from aftershock.errors import InputError
 from aftershock.models.cache import Progress, cache_folder, file_sha256, quiet, staged
@@ -26,7 +26,7 @@ def converted(path: Path, progress: Progress = quiet) -> Path:
         return target
     progress(f"converting {path.name} to safetensors (once)")
     try:
-        with _each_part_read_once():
+        with _lean_reading():
             module = AutoModelForCausalLM.from_pretrained(
                 path.parent,
                 gguf_file=path.name,
@@ -65,16 +65,18 @@ class _PlainReader(gguf.GGUFReader):  # type: ignore[misc]
 
 
 @contextmanager
-def _each_part_read_once() -> Iterator[None]:
-    """While open, transformers parses a GGUF file once and builds its table of names once.
+def _lean_reading() -> Iterator[None]:
+    """While open, transformers parses a GGUF file once, builds its table of names once, and draws no bars.
 
     By itself it parses the file three times and builds the table for every submodule, most of the whole time.
+    It also insists on accelerate being installed, which it then uses only to spread a model over devices.
     """
     table = cache(gguf.get_tensor_name_map)
     silent = partial(modeling_gguf_pytorch_utils.tqdm, disable=True)
     with (
         _replaced(gguf, GGUFReader=cache(_PlainReader), get_tensor_name_map=table),
         _replaced(modeling_gguf_pytorch_utils, tqdm=silent),
+        _replaced(modeling_utils, is_accelerate_available=lambda: True),
     ):
         yield
 
