@@ -63,6 +63,11 @@ def test_items_that_do_not_share_their_fault_s_fate_narrow_the_interval():
     assert width == pytest.approx(independent.high - independent.low, rel=0.25)
 
 
+def test_a_few_equal_shares_prove_no_precision():
+    found = cluster_interval([0.5, 0.5])
+    assert found.high - found.low > 0.5
+
+
 def test_any_rate_counts_faults():
     assert any_rate([0.0, 0.1, 1.0, 0.0]) == wilson(2, 4)
 

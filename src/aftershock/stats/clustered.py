@@ -20,7 +20,7 @@ Label = TypeVar("Label", bound=Hashable)
 _RARE = 0.02
 """Rates for which a score interval is no longer trusted and the exact one takes over."""
 
-_SHRINKAGE = 1.5
+_SHRINKAGE = 1.75
 """How strongly few informative faults pull the design effect towards 1; chosen by the coverage simulation."""
 
 
@@ -43,7 +43,7 @@ def cluster_interval(shares: npt.ArrayLike, confidence: float = 0.95) -> Estimat
     n_eff = p (1 - p) / var(mean), at least the number of faults. The interval is Wilson's at n_eff; where that
     reaches rates below 2 % (or above 98 %) it is the exact one at n_eff (Korn and Graubard, Survey
     Methodology 1998), which does not undercover rare events. A spread seen through few faults that are neither
-    all masked nor all failed is too small more often than not, so log(n_eff / n) is multiplied by 1 - 1.5/k, k the
+    all masked nor all failed is too small more often than not, so log(n_eff / n) is multiplied by 1 - 1.75/k, k the
     number of faults that show the rarer outcome. Coverage is held by simulation in the tests.
 
     Raises InputError when no fault is left, a share lies outside [0, 1] or confidence outside (0, 1).
@@ -64,9 +64,9 @@ def effective_faults(shares: Floats) -> float:
     informative = min(np.count_nonzero(shares > 0), np.count_nonzero(shares < 1))
     if informative <= _SHRINKAGE:
         return float(shares.size)
-    # At most 1, and 1 exactly when every fault is all or nothing. Equal shares have no spread; the floor keeps
-    # the logarithm finite and lies below what float64 shares can show.
-    relative_variance = np.clip(shares.var() / (rate * (1 - rate)), 1e-12, 1.0)
+    # At most 1, and 1 exactly when every fault is all or nothing. A few equal shares prove no precision: n faults
+    # are not believed to vary less than 1/n of that.
+    relative_variance = np.clip(shares.var() / (rate * (1 - rate)), 1 / shares.size, 1.0)
     return float(shares.size * relative_variance ** -(1 - _SHRINKAGE / informative))
 
 
