@@ -1,0 +1,257 @@
+"""Passes give what plain transformers gives: the same bits in one call, the same tokens when decoding."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import DynamicCache
+
+from aftershock.models import (
+    FIRST_TOKEN,
+    PREFILL,
+    Block,
+    Generated,
+    LoadedModel,
+    Pass,
+    align,
+    decode,
+    end_tokens,
+    generate,
+    pad_token,
+    stage_of,
+    teacher_forced,
+)
+from aftershock.models.passes import cut
+from tiny_models import FAMILIES, tiny_loaded
+
+CONTEXTS = ((5, 6, 7, 8, 9), (10, 11), (12,), (13, 14, 15))
+ANSWERS = ((20, 21, 22), (23,), (24, 25), ())
+NO_CUT: frozenset[int] = frozenset()
+model_of = cache(tiny_loaded)
+
+
+def nothing(call: Pass) -> None:
+    """No fault to arm."""
+
+
+def block_of(model: LoadedModel, answers: tuple[tuple[int, ...], ...] = ANSWERS) -> Block:
+    return align(CONTEXTS, answers, pad_token(model), model.device)
+
+
+def decoded(model: LoadedModel, limits: list[int], stops: list[tuple[str, ...]] | None = None) -> Generated:
+    return generate(model, block_of(model, ((),) * 4), limits, stops or [()] * 4, NO_CUT, nothing)
+
+
+def test_contexts_end_at_one_column_and_answers_begin_after_it() -> None:
+    block = block_of(model_of("llama"))
+    assert block.tokens.tolist() == [
+        [5, 6, 7, 8, 9, 20, 21, 22],
+        [0, 0, 0, 10, 11, 23, 0, 0],
+        [0, 0, 0, 0, 12, 24, 25, 0],
+        [0, 0, 13, 14, 15, 0, 0, 0],
+    ]
+    assert block.mask.tolist() == [[1] * 8, [0, 0, 0, 1, 1, 1, 0, 0], [0] * 4 + [1, 1, 1, 0], [0, 0, 1, 1, 1, 0, 0, 0]]
+    assert block.positions[0].tolist() == list(range(8))
+    assert block.positions[1, 3:6].tolist() == [0, 1, 2]
+    assert (block.rows, block.context_width, block.last_pass) == (4, 5, decode(3))
+    assert [block.start(number) for number in range(5)] == [0, 4, 5, 6, 7]
+
+
+def test_a_row_holds_its_own_columns() -> None:
+    block = block_of(model_of("llama"))
+    assert [[block.holds(row, range(c, c + 1)) for c in range(8)] for row in range(4)] == block.mask.bool().tolist()
+    # Columns past the block's own are generated ones.
+    assert block.holds(3, range(8, 9))
+
+
+@given(st.integers(1, 6), st.integers(0, 6), st.frozensets(st.integers(0, 12)))
+def test_calls_cover_every_column_once(width: int, answer: int, boundaries: frozenset[int]) -> None:
+    block = align([[1] * width], [[1] * answer], 0, torch.device("cpu"))
+    calls = list(cut(block, boundaries))
+    columns = [column for first, last in calls for column in range(block.start(first), block.start(last + 1))]
+    assert columns == list(range(width + answer))
+    begins = {first for first, _ in calls}
+    assert {b for b in boundaries if 0 < b <= block.last_pass and block.start(b) > 0} <= begins
+    assert all(block.start(last + 1) > block.start(first) for first, last in calls)
+
+
+def test_stages_are_ordered() -> None:
+    assert (PREFILL, FIRST_TOKEN, decode(1), decode(2)) == (0, 1, 2, 3)
+    assert [stage_of(number) for number in range(4)] == ["prefill", "first_token", "decode", "decode"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_those_of_a_plain_call(family: str, dtype: torch.dtype) -> None:
+    model = model_of(family, dtype)
+    block = block_of(model)
+    with torch.inference_mode():
+        plain = model.module(
+            input_ids=block.tokens,
+            attention_mask=block.mask,
+            position_ids=block.positions,
+            use_cache=False,
+            logits_to_keep=4,
+        ).logits
+    logits = teacher_forced(model, block, NO_CUT, nothing)
+    assert logits.dtype == dtype
+    assert tuple(logits.shape) == (4, 4, 100)
+    assert torch.equal(logits, plain)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_does_not_change_what_a_row_says(family: str) -> None:
+    model = model_of(family)
+    logits = teacher_forced(model, block_of(model), NO_CUT, nothing)
+    for row, (context, answer) in enumerate(zip(CONTEXTS, ANSWERS, strict=True)):
+        with torch.inference_mode():
+            alone = model.module(input_ids=torch.tensor([context + answer])).logits[0, len(context) - 1 :]
+        torch.testing.assert_close(logits[row, : len(alone)], alone, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cut_run_is_the_run_cut_by_hand(family: str) -> None:
+    model = model_of(family)
+    block = block_of(model)
+    whole = teacher_forced(model, block, NO_CUT, nothing)
+    for boundary, column in ((FIRST_TOKEN, 4), (decode(1), 5), (decode(2), 6)):
+        cache = DynamicCache(config=model.module.config)
+        parts = []
+        for start, stop in ((0, column), (column, 8)):
+            with torch.inference_mode():
+                parts.append(
+                    model.module(
+                        input_ids=block.tokens[:, start:stop],
+                        attention_mask=block.mask[:, :stop],
+                        position_ids=block.positions[:, start:stop],
+                        past_key_values=cache,
+                        use_cache=True,
+                        logits_to_keep=max(1, stop - max(start, 4)),
+                    ).logits
+                )
+        by_hand = torch.cat(parts if column > 4 else parts[1:], dim=1)
+        logits = teacher_forced(model, block, frozenset({boundary}), nothing)
+        assert torch.equal(logits, by_hand)
+        real = block.mask[:, 4:].bool()
+        torch.testing.assert_close(logits[real], whole[real], rtol=1e-3, atol=1e-4)
+
+
+def test_each_call_is_announced_with_what_it_holds() -> None:
+    model = model_of("llama")
+    calls: list[Pass] = []
+    teacher_forced(model, block_of(model), frozenset({FIRST_TOKEN, decode(2)}), calls.append)
+    assert [(c.first, c.last, c.start, c.stop, c.kept) for c in calls] == [
+        (0, 0, 0, 4, 0),
+        (1, 2, 4, 6, 2),
+        (3, 4, 6, 8, 2),
+    ]
+    assert [[call.takes_part(row) for row in range(4)] for call in calls] == [
+        [True, True, False, True],
+        [True, True, True, True],
+        [True, False, True, False],
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_are_those_of_transformers_generate(family: str) -> None:
+    model = model_of(family)
+    block = block_of(model, ((),) * 4)
+    theirs = model.module.generate(
+        input_ids=block.tokens, attention_mask=block.mask, do_sample=False, max_new_tokens=8
+    )[:, 5:]
+    for cuts in (NO_CUT, frozenset({FIRST_TOKEN})):
+        ours = generate(model, block, [8] * 4, [()] * 4, cuts, nothing)
+        for row in range(4):
+            found = theirs[row].tolist()
+            assert list(ours.tokens[row]) == (found[: found.index(2)] if 2 in found else found)
+        assert ours.finite == (True,) * 4
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("as_list", [True, False])
+def test_an_answer_ends_where_transformers_ends_it(family: str, as_list: bool) -> None:
+    model = tiny_loaded(family)
+    model.module.generation_config.eos_token_id = None
+    free = decoded(model, [8] * 4).tokens
+    end = free[0][3]
+    model.module.generation_config.eos_token_id = [end, 98] if as_list else end
+    assert end in end_tokens(model)
+    block = block_of(model, ((),) * 4)
+    theirs = model.module.generate(
+        input_ids=block.tokens, attention_mask=block.mask, do_sample=False, max_new_tokens=8
+    )[:, 5:]
+    ours = decoded(model, [8] * 4)
+    for row in range(4):
+        ends = [place for place, token in enumerate(theirs[row].tolist()) if token in end_tokens(model)]
+        assert list(ours.tokens[row]) == theirs[row].tolist()[: min(ends, default=8)]
+        # The pass that gave the end-of-sequence token is the last that the row took part in.
+        assert ours.passes[row] == FIRST_TOKEN + min(min(ends, default=8), 7)
+    assert len(ours.tokens[0]) <= 3
+
+
+def test_a_model_may_have_no_end_token() -> None:
+    model = tiny_loaded("llama")
+    model.module.generation_config.eos_token_id = None
+    assert end_tokens(model) == frozenset()
+    assert [len(tokens) for tokens in decoded(model, [3] * 4).tokens] == [3] * 4
+
+
+def test_limits_hold_row_by_row_and_a_row_does_not_depend_on_them() -> None:
+    model = model_of("llama")
+    free = decoded(model, [6] * 4)
+    limited = decoded(model, [1, 6, 3, 2])
+    for row, limit in enumerate([1, 6, 3, 2]):
+        assert limited.tokens[row] == free.tokens[row][:limit]
+        assert limited.passes[row] == FIRST_TOKEN + limit - 1
+
+
+def test_rows_that_have_ended_take_part_no_more() -> None:
+    model = model_of("llama")
+    calls: list[Pass] = []
+    generate(model, block_of(model, ((),) * 4), [1, 4, 3, 2], [()] * 4, NO_CUT, calls.append)
+    assert [(call.first, call.last, call.active) for call in calls] == [
+        (0, 1, (True, True, True, True)),
+        (2, 2, (False, True, True, True)),
+        (3, 3, (False, True, True, False)),
+        (4, 4, (False, True, False, False)),
+    ]
+    assert [call.takes_part(3) for call in calls] == [True, True, False, False]
+
+
+def test_a_stop_string_ends_its_row() -> None:
+    model = model_of("llama")
+    free = decoded(model, [6] * 4).tokens
+    text = model.tokenizer.decode(free[1])
+    stopped = decoded(model, [6] * 4, [(), (text[2:4], "never"), (), ()])
+    end = text.find(text[2:4]) + 2
+    assert stopped.tokens[1] == free[1][:end]
+    assert [stopped.tokens[row] for row in (0, 2, 3)] == [free[row] for row in (0, 2, 3)]
+
+
+def test_a_nan_in_a_rows_logits_is_told() -> None:
+    model = tiny_loaded("llama")
+    block = block_of(model, ((),) * 4)
+    norm = model.module.get_submodule("model.norm")
+
+    def spoil(module: torch.nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        spoilt = output.clone()
+        spoilt[1, -1, 0] = torch.inf if spoilt.shape[1] == 1 else spoilt[1, -1, 0]
+        return spoilt
+
+    handle = norm.register_forward_hook(spoil)
+    try:
+        # Row 1 ends with its first token, before the infinity of decode 1 can reach it.
+        assert generate(model, block, [3, 1, 3, 3], [()] * 4, NO_CUT, nothing).finite == (True,) * 4
+        assert generate(model, block, [3, 3, 3, 3], [()] * 4, NO_CUT, nothing).finite == (True, False, True, True)
+    finally:
+        handle.remove()
+
+
+def test_a_tokenizer_without_padding_pads_with_any_token() -> None:
+    model = tiny_loaded("llama")
+    model.tokenizer.pad_token = None
+    assert pad_token(model) == 0
+    assert pad_token(replace(model, tokenizer=model_of("llama").tokenizer)) == 0
