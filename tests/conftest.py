@@ -1,7 +1,11 @@
-"""Fixtures that several rooms' tests share."""
+"""Settings and fixtures that several rooms' tests share."""
 
 import os
 from pathlib import Path
+
+# Read by torch and transformers when they are imported. One thread: two fight when anything else runs.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 

@@ -151,6 +151,14 @@ def test_a_tied_tensor_is_one_parameter_and_two_outputs():
     assert ends(untied.parameters) == ends(untied.outputs) == ends(tied.outputs) == ["embedding", "lm_head"]
 
 
+def test_tensors_tied_in_another_way_are_refused():
+    module = tiny_model("llama")
+    attention = module.model.layers[0].self_attn
+    attention.v_proj.weight = attention.k_proj.weight
+    with pytest.raises(InputError, match=r"no component for \S+k_proj\.weight = \S+v_proj\.weight\)"):
+        component_map(module)
+
+
 def test_projections_around_narrow_embeddings_are_mapped():
     module = tiny_model("opt", word_embed_proj_dim=16, do_layer_norm_before=False)
     words = {site.name: site.component for site in component_map(module).parameters}

@@ -7,6 +7,7 @@ stages is then a cut between two columns.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import DynamicCache
@@ -224,7 +225,8 @@ def pad_token(model: LoadedModel) -> int:
 
 def end_tokens(model: LoadedModel) -> frozenset[int]:
     """Token ids that end a text, as `transformers.generate` takes them from the generation configuration."""
-    ends = model.module.generation_config.eos_token_id
+    configuration: Any = model.module.generation_config
+    ends = configuration.eos_token_id
     if ends is None:
         return frozenset()
     return frozenset([ends] if isinstance(ends, int) else ends)

@@ -154,7 +154,7 @@ def _scored(batch: Batch, logits: torch.Tensor) -> tuple[tuple[RowResult, ...], 
 
 
 def _compared(logits: torch.Tensor, positions: int) -> torch.Tensor:
-    """At most MAX_COMPARED_POSITIONS of the first `positions` rows, evenly spread; a copy, so that the rest is freed."""
+    """At most MAX_COMPARED_POSITIONS of the first `positions` rows, evenly spread; a copy, so the rest is freed."""
     kept = min(positions, MAX_COMPARED_POSITIONS)
     return logits[torch.linspace(0, positions - 1, kept, device=logits.device).long()]
 

@@ -1,5 +1,6 @@
 """The study file: what to run, on what, how often. Unknown keys are errors."""
 
+import json
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -114,8 +115,8 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        # A TOML basic string takes JSON's escapes.
-        return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+        # A TOML basic string takes JSON's escapes, and wants DEL escaped too.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
     return repr(value)

@@ -1,0 +1,256 @@
+"""A study from plan to records."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_study import ITEMS, tiny_settings
+
+from aftershock.errors import ContractError, InputError
+from aftershock.study import DUE, SDC, Plan, StoredStudy, load_study, make_plan, run_study, summarise
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tiny")
+
+
+@pytest.fixture(scope="module")
+def plan(folder: Path) -> Plan:
+    return make_plan(tiny_settings(folder))
+
+
+@pytest.fixture(scope="module")
+def study(plan: Plan, folder: Path) -> StoredStudy:
+    return run_study(plan, folder / "study")
+
+
+def test_every_trial_and_every_used_item_has_its_record(plan, study):
+    assert [trial.trial for trial in study.trials] == list(range(12))
+    used = {item.id for batch in plan.used_batches for item in batch.items}
+    assert {record.item for record in study.golden} == used
+    for trial in study.trials:
+        expected = [item.id for batch in plan.batches_of(trial.trial) for item in batch.items]
+        assert [item.item for item in trial.items] == expected
+
+
+def test_a_rerun_without_faults_is_bit_identical(study):
+    assert study.aa_disagreements == 0
+
+
+def test_noise_floor_covers_every_used_item_and_names_its_perturbations(study):
+    assert len(study.noise) == 2
+    assert study.noise[0].perturbation == "another batch shape"
+    assert " flip 0 always" in study.noise[1].perturbation
+    for record in study.noise:
+        assert [item.item for item in record.items] == [record.item for record in study.golden]
+
+
+def test_records_keep_the_words_before_and_after(study):
+    for trial in study.trials:
+        assert trial.fault_count == 1
+        for strike in trial.strikes:
+            assert strike.old_bits ^ strike.new_bits == sum(1 << bit for bit in trial.bits)
+
+
+def test_a_fault_strikes_every_item_it_reached(study):
+    for trial in study.trials:
+        reached = {item.item for item in trial.items if item.outcome != "unreached"}
+        if trial.site == "activation":
+            assert {strike.item for strike in trial.strikes} == reached
+        else:
+            assert len(trial.strikes) == len({strike.index for strike in trial.strikes})
+
+
+def test_unreached_items_are_not_eligible(study):
+    for trial in study.trials:
+        for item in trial.items:
+            assert not (item.outcome == "unreached" and item.eligible)
+
+
+def test_traced_trials_follow_the_error_through_every_layer(plan, study):
+    traced = [trial for trial in study.trials if trial.residual_error is not None]
+    assert [plan.traced(trial.trial) for trial in study.trials].count(True) == len(traced) == 3
+    for trial in traced:
+        assert len(trial.residual_error) == 1 + plan.model.components.layers
+
+
+def test_trial_is_a_function_of_seed_and_index(folder, plan, study):
+    longer = make_plan(tiny_settings(folder, run={"trials": 20}))
+    other = make_plan(tiny_settings(folder, run={"seed": 1}))
+    for trial in range(12):
+        assert longer.faults_of(trial) == plan.faults_of(trial)
+        assert longer.batches_of(trial) == plan.batches_of(trial)
+    assert any(other.faults_of(trial) != plan.faults_of(trial) for trial in range(12))
+
+
+def test_two_runs_have_the_same_records_digest(folder, study):
+    again = run_study(make_plan(tiny_settings(folder)), folder / "again")
+    assert again.records_digest == study.records_digest
+    assert again.plan_digest == study.plan_digest
+
+
+def test_digest_does_not_depend_on_where_the_model_and_task_lie(folder, study, tmp_path):
+    moved = make_plan(tiny_settings(tmp_path))
+    assert moved.settings.model.spec != study.settings.model.spec
+    assert moved.digest == study.plan_digest
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [{"run": {"seed": 9}}, {"run": {"batch_items": 3}}, {"model": {"dtype": "bfloat16"}}, {"faults": {"bits": (3,)}}],
+)
+def test_what_decides_results_decides_the_plan_digest(folder, study, tables):
+    assert make_plan(tiny_settings(folder, **tables)).digest != study.plan_digest
+
+
+def test_an_interrupted_study_resumes_to_the_same_records(folder, study):
+    class Interrupt(Exception):
+        pass
+
+    def stop(progress):
+        if progress.phase == "trials" and progress.done == 5:
+            raise Interrupt
+
+    settings = tiny_settings(folder)
+    with pytest.raises(Interrupt):
+        run_study(make_plan(settings), folder / "stopped", watch=stop)
+    assert len(load_study(folder / "stopped").trials) == 5
+    resumed = run_study(make_plan(settings), folder / "stopped", resume=True)
+    assert resumed.records_digest == study.records_digest
+
+
+def test_resuming_another_study_is_refused(folder, study):
+    with pytest.raises(InputError, match="holds another study"):
+        run_study(make_plan(tiny_settings(folder, run={"seed": 5})), folder / "study", resume=True)
+
+
+def test_a_folder_with_a_study_is_not_overwritten(plan, study, folder):
+    with pytest.raises(InputError, match="holds a study already"):
+        run_study(plan, folder / "study")
+
+
+def test_a_model_changed_behind_the_study_is_an_error(folder):
+    plan = make_plan(tiny_settings(folder))
+
+    def meddle(progress):
+        if progress.phase == "trials" and progress.done == 3:
+            next(iter(plan.model.module.parameters())).view(-1)[5] += 1
+
+    with pytest.raises(ContractError, match="no longer the one"):
+        run_study(plan, folder / "meddled", watch=meddle)
+
+
+def test_the_model_is_checked_after_ctrl_c(folder):
+    plan = make_plan(tiny_settings(folder))
+    before = [parameter.clone() for parameter in plan.model.module.parameters()]
+
+    def interrupt(progress):
+        if progress.phase == "trials":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(plan, folder / "ctrl-c", watch=interrupt)
+    assert all(torch.equal(a, b) for a, b in zip(before, plan.model.module.parameters(), strict=True))
+
+
+def test_summary_counts_what_the_records_hold(study):
+    summary = summarise(study)
+    eligible = [item for trial in study.trials for item in trial.items if item.eligible]
+    assert sum(summary.outcomes.values()) == len(eligible) == summary.sdc_rate.n_pairs
+    shares = [
+        sum(item.outcome in SDC for item in trial.eligible) / len(trial.eligible)
+        for trial in study.trials
+        if trial.eligible
+    ]
+    assert summary.sdc_rate.estimate == pytest.approx(sum(shares) / len(shares))
+    assert summary.sdc_rate.n_faults == len(shares)
+    assert summary.sdc_rate.low <= summary.sdc_rate.estimate <= summary.sdc_rate.high
+    due = [sum(item.outcome in DUE for item in t.eligible) / len(t.eligible) for t in study.trials if t.eligible]
+    assert summary.due_rate.estimate == pytest.approx(sum(due) / len(due))
+    assert summary.golden.items == len(study.golden)
+    assert {rate.label for rate in summary.groups["component"]} == {t.component for t in study.trials if t.eligible}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["gemma3", "gpt2", "mixtral"])
+def test_other_families_and_dtypes(folder, tmp_path, family, dtype):
+    settings = tiny_settings(folder, family, model={"spec": str(folder / family), "dtype": dtype}, run={"trials": 6})
+    study = run_study(make_plan(settings), tmp_path / "study")
+    assert len(study.trials) == 6
+    assert study.aa_disagreements == 0
+
+
+def test_a_rate_draws_a_binomial_number_of_faults_and_none_is_masked(folder, tmp_path):
+    faults = {"sites": ("weight",), "draw": "uniform", "rate": 1e-6, "bit_classes": ("mantissa",)}
+    study = run_study(make_plan(tiny_settings(folder, faults=faults)), tmp_path / "study")
+    counts = [trial.fault_count for trial in study.trials]
+    assert 0 in counts
+    assert max(counts) > 0
+    for trial in study.trials:
+        if trial.fault_count == 0:
+            assert {item.outcome for item in trial.items} == {"masked"}
+            assert trial.component == "none"
+
+
+def test_many_faults_keep_the_first_lines_and_a_digest_of_all(folder, tmp_path):
+    faults = {"sites": ("weight",), "draw": "uniform", "count": 200, "bit_classes": ("mantissa",)}
+    study = run_study(make_plan(tiny_settings(folder, faults=faults, run={"trials": 2})), tmp_path / "study")
+    first, second = study.trials
+    assert first.fault_count == 200
+    assert len(first.faults) == len(first.strikes) == 64
+    assert first.strikes_digest != second.strikes_digest
+
+
+def test_own_fault_list_runs_in_its_order(folder, tmp_path):
+    lines = (
+        "weight model.norm.weight[3] flip 30 always",
+        "activation model.layers.0.mlp.down_proj[1] replace nan at first_token",
+    )
+    content = tiny_settings(folder).model_copy(update={"fault_list": lines})
+    study = run_study(make_plan(content), tmp_path / "study")
+    assert tuple(trial.faults[0] for trial in study.trials) == lines
+    assert {item.outcome for item in study.trials[1].items} == {"non_finite"}
+
+
+def test_a_step_no_answer_can_have_is_refused_before_the_run(folder):
+    lines = ("weight model.norm.weight[3] flip 30 at decode:40",)
+    with pytest.raises(InputError, match="can never strike"):
+        make_plan(tiny_settings(folder).model_copy(update={"fault_list": lines}))
+
+
+def test_a_model_that_raises_under_a_fault_is_a_crash(folder, tmp_path, monkeypatch):
+    plan = make_plan(tiny_settings(folder))
+    forward = plan.model.module.lm_head.forward
+    clean = plan.model.module.lm_head.weight.clone()
+
+    def fragile(hidden):
+        if not torch.equal(plan.model.module.lm_head.weight, clean):
+            raise IndexError("out of range")
+        return forward(hidden)
+
+    monkeypatch.setattr(plan.model.module.lm_head, "forward", fragile)
+    lines = (f"weight {plan.model.components.parameters[0].name}[3,3] flip 30 always",)
+    settings = plan.settings.model_copy(update={"fault_list": lines})
+    crashing = Plan(settings, plan.model, plan.task, plan.batches, plan.population, plan.environment)
+    with pytest.raises(IndexError):
+        # The noise floor has no crash class: a model that fails on meaningless changes is no model to study.
+        run_study(
+            Plan(
+                settings.model_copy(update={"run": settings.run.model_copy(update={"noise": 40})}),
+                plan.model, plan.task, plan.batches, plan.population, plan.environment,
+            ),
+            tmp_path / "noise",
+        )
+    from aftershock.replay import ReferenceExecutor
+    from aftershock.study.trial import run_trial
+
+    record = run_trial(
+        ReferenceExecutor(plan.model), plan.model, 0, crashing.batches_of(0), crashing.faults_of(0), traced=False
+    )
+    assert {item.outcome for item in record.items} == {"crash"}
+    assert torch.equal(plan.model.module.lm_head.weight, clean)
+
+
+def test_item_list_of_the_tiny_task_is_whole(plan):
+    assert len(plan.task.items) == len(ITEMS)
