@@ -51,7 +51,7 @@ faults = st.builds(Fault, sites, corruptions, triggers)
 fault_sets = st.lists(faults, min_size=1, max_size=4).map(tuple)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(faults)
 def test_a_fault_prints_as_one_line_and_parses_back_equal(fault: Fault) -> None:
     line = str(fault)
@@ -148,7 +148,7 @@ def test_what_is_not_a_fault_is_refused(text: str) -> None:
         parse_fault(text)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(st.text(max_size=60) | st.text("weight activon flpsuck-0123456789[],.:&# ", max_size=60))
 def test_any_text_parses_or_raises_input_error(text: str) -> None:
     try:
@@ -158,7 +158,7 @@ def test_any_text_parses_or_raises_input_error(text: str) -> None:
     assert parse_faults(format_faults(found)) == found
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(st.lists(fault_sets, min_size=1, max_size=6), st.data())
 def test_a_file_with_comments_and_blank_lines(
     tmp_path_factory: pytest.TempPathFactory, trials: list[tuple[Fault, ...]], data: st.DataObject

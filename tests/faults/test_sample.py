@@ -82,7 +82,7 @@ def test_a_trial_depends_on_seed_and_index_alone(order: list[int], keys: dict[st
 
 
 def test_uniform_gives_every_stored_value_the_same_chance(llama: ComponentMap) -> None:
-    drawn = draw(llama, 1500, sites=["weight"], draw="uniform", components=["norm"], layers="0")
+    drawn = draw(llama, 1000, sites=["weight"], draw="uniform", components=["norm"], layers="0")
     elements = Counter((fault.site.parameter, fault.site.index) for (fault,) in drawn)
     names = [f"model.layers.0.{name}_layernorm.weight" for name in ("input", "post_attention")]
     shares = {(name, (i,)): 1.0 for name in names for i in range(32)}
@@ -90,13 +90,13 @@ def test_uniform_gives_every_stored_value_the_same_chance(llama: ComponentMap) -
 
 
 def test_uniform_weighs_tensors_by_their_size(llama: ComponentMap) -> None:
-    drawn = draw(llama, 1500, sites=["weight"], draw="uniform")
+    drawn = draw(llama, 1000, sites=["weight"], draw="uniform")
     sizes = {site.name: float(site.numel) for site in llama.parameters}
     assert chi_square(Counter(fault.site.parameter for (fault,) in drawn), sizes) > LEAST_P
 
 
 def test_by_component_weighs_components_equally_and_values_within_them(llama: ComponentMap) -> None:
-    drawn = draw(llama, 1500, sites=["weight"], draw="by_component")
+    drawn = draw(llama, 1000, sites=["weight"], draw="by_component")
     components = {site.component: 1.0 for site in llama.parameters}
     found = [parameter_site(fault, llama) for (fault,) in drawn]
     assert chi_square(Counter(site.component for site in found), components) > LEAST_P
@@ -105,16 +105,16 @@ def test_by_component_weighs_components_equally_and_values_within_them(llama: Co
 
 
 def test_by_tensor_weighs_tensors_equally(llama: ComponentMap) -> None:
-    drawn = draw(llama, 1500, sites=["weight"], draw="by_tensor")
+    drawn = draw(llama, 1000, sites=["weight"], draw="by_tensor")
     tensors = {site.name: 1.0 for site in llama.parameters}
     assert chi_square(Counter(fault.site.parameter for (fault,) in drawn), tensors) > LEAST_P
 
 
 def test_activations_are_weighed_by_the_same_rules(llama: ComponentMap) -> None:
-    drawn = draw(llama, 1500, sites=["activation"], stages=["decode"], draw="by_component")
+    drawn = draw(llama, 1000, sites=["activation"], stages=["decode"], draw="by_component")
     components = {site.component: 1.0 for site in llama.outputs}
     assert chi_square(Counter(output_site(fault, llama).component for (fault,) in drawn), components) > LEAST_P
-    drawn = draw(llama, 1500, sites=["activation"], components=["gate"], layers="0", draw="uniform")
+    drawn = draw(llama, 1000, sites=["activation"], components=["gate"], layers="0", draw="uniform")
     assert chi_square(Counter(fault.site.channel for (fault,) in drawn), dict.fromkeys(range(48), 1.0)) > LEAST_P
 
 
@@ -125,7 +125,7 @@ def test_kinds_of_site_are_equally_likely(llama: ComponentMap) -> None:
 
 def test_stages_and_their_passes_are_equally_likely(llama: ComponentMap) -> None:
     for keys in ({"sites": ["activation"], "components": ["q"]}, {"sites": ["weight"], "weight_trigger": "transient"}):
-        triggers = [fault.trigger for (fault,) in draw(llama, 1500, **keys)]
+        triggers = [fault.trigger for (fault,) in draw(llama, 1000, **keys)]
         assert all(trigger.transient for trigger in triggers)
         stages = Counter(stage_of(trigger.first) for trigger in triggers)
         assert chi_square(stages, {"prefill": 1.0, "first_token": 1.0, "decode": 1.0}) > LEAST_P
@@ -170,7 +170,7 @@ def test_weight_faults_take_the_trigger_given(llama: ComponentMap) -> None:
 
 
 def test_bits_are_drawn_from_their_class_evenly(llama: ComponentMap) -> None:
-    drawn = draw(llama, 1500, sites=["weight"], bit_classes=["exponent"])
+    drawn = draw(llama, 1000, sites=["weight"], bit_classes=["exponent"])
     bits = Counter(bit for (fault,) in drawn for bit in fault.corruption.bits)
     assert chi_square(bits, dict.fromkeys(range(10, 15), 1.0)) > LEAST_P
 
@@ -259,7 +259,7 @@ def test_a_rate_may_draw_no_fault(llama: ComponentMap) -> None:
         assert drawn == [()] * 5
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(st.integers(1, 300), st.data(), st.integers(0, 2**32))
 def test_distinct_gives_different_values_below_the_population(population: int, data: st.DataObject, seed: int) -> None:
     count = data.draw(st.integers(0, population))
