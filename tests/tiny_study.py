@@ -4,20 +4,21 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tiny_models import save_tiny
-
 from aftershock.study import StudySettings, check_settings
+from tiny_models import save_tiny
 
 ITEMS: tuple[dict[str, Any], ...] = (
     *(
-        {"id": f"choice-{n}", "kind": "choice", "contexts": ["ab" * (n + 1)] * 3, "continuations": [" yes", " no", " c"]}
+        {
+            "id": f"choice-{n}",
+            "kind": "choice",
+            "contexts": ["ab" * (n + 1)] * 3,
+            "continuations": [" yes", " no", " c"],
+        }
         for n in range(3)
     ),
     *({"id": f"cloze-{n}", "kind": "cloze", "contexts": ["one"[n:]], "continuations": ["xy"]} for n in range(2)),
-    *(
-        {"id": f"text-{n}", "kind": "generation", "contexts": ["what is"[n:]], "max_new_tokens": 5}
-        for n in range(4)
-    ),
+    *({"id": f"text-{n}", "kind": "generation", "contexts": ["what is"[n:]], "max_new_tokens": 5} for n in range(4)),
 )
 
 

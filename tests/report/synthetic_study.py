@@ -34,6 +34,7 @@ def golden_records(count: int) -> tuple[GoldenRecord, ...]:
             kind=kind,
             group=group,
             prompt=prompt,
+            options=(" no", " yes", " perhaps", " never") if kind == "choice" else (),
             output=output,
             reference=reference,
             right=None if reference is None else number % 8 != 1,
@@ -138,6 +139,7 @@ def study(folder: Path, trials: int = 400, items: int = 48) -> StoredStudy:
         golden=golden,
         noise=tuple(
             NoiseRecord(
+                sweep=number,
                 perturbation=f"weight model.norm.weight[{number}] flip 0 always",
                 items=tuple(
                     item_record(record, outcome, noise_random)

@@ -7,9 +7,8 @@ import subprocess
 import sys
 import time
 
-from tiny_study import tiny_settings
-
 from aftershock.study import make_plan, run_study, to_toml
+from tiny_study import tiny_settings
 
 
 def _stored(path) -> int:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_study import ITEMS, tiny_settings
 
 from aftershock.errors import ContractError, InputError
 from aftershock.study import DUE, SDC, Plan, StoredStudy, load_study, make_plan, run_study, summarise
+from tiny_study import ITEMS, tiny_settings
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +38,15 @@ def test_a_rerun_without_faults_is_bit_identical(study):
     assert study.aa_disagreements == 0
 
 
-def test_noise_floor_covers_every_used_item_and_names_its_perturbations(study):
-    assert len(study.noise) == 2
-    assert study.noise[0].perturbation == "another batch shape"
-    assert " flip 0 always" in study.noise[1].perturbation
-    for record in study.noise:
-        assert [item.item for item in record.items] == [record.item for record in study.golden]
+def test_each_sweep_of_the_noise_floor_covers_every_used_item(study):
+    golden = [record.item for record in study.golden]
+    for sweep in (0, 1):
+        records = [record for record in study.noise if record.sweep == sweep]
+        assert [item.item for record in records for item in record.items] == golden
+    assert {record.perturbation for record in study.noise if record.sweep == 0} == {"another batch shape"}
+    weights = [record.perturbation for record in study.noise if record.sweep == 1]
+    assert all(" flip 0 always" in weight for weight in weights)
+    assert len(set(weights)) == len(weights) > 1
 
 
 def test_records_keep_the_words_before_and_after(study):
@@ -105,15 +108,15 @@ def test_what_decides_results_decides_the_plan_digest(folder, study, tables):
 
 
 def test_an_interrupted_study_resumes_to_the_same_records(folder, study):
-    class Interrupt(Exception):
+    class StopStudyError(Exception):
         pass
 
     def stop(progress):
         if progress.phase == "trials" and progress.done == 5:
-            raise Interrupt
+            raise StopStudyError
 
     settings = tiny_settings(folder)
-    with pytest.raises(Interrupt):
+    with pytest.raises(StopStudyError):
         run_study(make_plan(settings), folder / "stopped", watch=stop)
     assert len(load_study(folder / "stopped").trials) == 5
     resumed = run_study(make_plan(settings), folder / "stopped", resume=True)
@@ -238,7 +241,11 @@ def test_a_model_that_raises_under_a_fault_is_a_crash(folder, tmp_path, monkeypa
         run_study(
             Plan(
                 settings.model_copy(update={"run": settings.run.model_copy(update={"noise": 40})}),
-                plan.model, plan.task, plan.batches, plan.population, plan.environment,
+                plan.model,
+                plan.task,
+                plan.batches,
+                plan.population,
+                plan.environment,
             ),
             tmp_path / "noise",
         )

@@ -284,9 +284,10 @@ def _answer_rows(stored: StoredStudy) -> Iterator[AnswerRow]:
 
 
 def _answer(golden: GoldenRecord, output: str) -> str:
-    """An output as a reader sees it: choices by the number of the option, losses by name, texts as they are."""
+    """An output as a reader sees it: choices by the option's text, losses by name, texts as they are."""
     if golden.kind == "choice":
-        return f"option {output}"
+        # A store is untrusted input: what is no option's number is shown as it is.
+        return dict(zip(map(str, range(len(golden.options))), golden.options, strict=True)).get(output, output)
     return f"loss {output}" if golden.kind == "lm" else output
 
 

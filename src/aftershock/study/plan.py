@@ -103,7 +103,7 @@ def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"threads": threads})})
     task = load_task(settings.task.spec, settings.task.limit, settings.task.max_new_tokens)
     say(f"loading {settings.model.spec} as {settings.model.dtype} on {settings.model.device}")
-    model = load(settings.model.spec, settings.model.dtype, settings.model.device)
+    model = load(settings.model.spec, settings.model.dtype, settings.model.device, progress=say)
     settings.faults.bit_positions(model.format)
     for line in settings.fault_list:
         for fault in parse_faults(line):

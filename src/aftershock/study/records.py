@@ -101,12 +101,14 @@ class TrialRecord(Record):
 
 
 class GoldenRecord(Record):
-    """One item's fault-free answer."""
+    """One item's fault-free answer. `options` are the texts to choose from; `output` and `reference` of a choice are
+    their numbers."""
 
     item: str
     kind: str
     group: str
     prompt: str
+    options: tuple[str, ...]
     output: str
     reference: str | None
     right: bool | None
@@ -114,8 +116,10 @@ class GoldenRecord(Record):
 
 
 class NoiseRecord(Record):
-    """One perturbation that means nothing, over every item of the plan."""
+    """One perturbation that means nothing, on the items of one batch. A sweep goes once over every batch in use, each
+    with a perturbation of its own."""
 
+    sweep: int
     perturbation: str
     items: tuple[ItemRecord, ...]
 

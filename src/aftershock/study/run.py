@@ -1,7 +1,7 @@
 """Run a study: golden answers, an A/A run, the noise floor, then trial after trial into the store."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +13,9 @@ from aftershock.errors import ContractError, InputError
 from aftershock.faults import Selection, format_faults, sample_faults, select
 from aftershock.models import model_hash
 from aftershock.numerics import words
-from aftershock.replay import ItemRun, ReferenceExecutor
+from aftershock.replay import Batch, ItemRun, ReferenceExecutor
 from aftershock.study.plan import Plan
-from aftershock.study.records import GoldenRecord, NoiseRecord, TrialRecord
+from aftershock.study.records import GoldenRecord, ItemRecord, NoiseRecord, TrialRecord
 from aftershock.study.store import Store, StoredStudy
 from aftershock.study.trial import compare_item, run_trial
 
@@ -50,8 +50,9 @@ def run_study(plan: Plan, folder: Path, *, resume: bool = False, watch: Watch = 
         with _model_unchanged(plan):
             if not stored.golden:
                 _golden(plan, executor, store, watch)
-            for number in range(len(stored.noise), plan.settings.run.noise):
-                watch(Progress("noise", number, plan.settings.run.noise))
+            perturbations = plan.settings.run.noise * len(plan.used_batches)
+            for number in range(len(stored.noise), perturbations):
+                watch(Progress("noise", number, perturbations))
                 store.put_noise(number, _noise(plan, executor, number))
             done = store.done()
             finished = len(done)
@@ -118,6 +119,7 @@ def _golden(plan: Plan, executor: ReferenceExecutor, store: Store, watch: Watch)
                 kind=item.kind,
                 group=item.group,
                 prompt=item.contexts[0],
+                options=item.continuations if item.kind == "choice" else (),
                 output=run.answer.output,
                 reference=None if item.answer is None else str(item.answer),
                 right=run.answer.right,
@@ -136,10 +138,15 @@ def _identical(first: ItemRun, second: ItemRun) -> bool:
 
 
 def _noise(plan: Plan, executor: ReferenceExecutor, number: int) -> NoiseRecord:
-    """Perturbation `number` of the noise floor: the first is another batch shape, the others are a change of one
-    unit in the last place of one weight (bit 0 flipped for the whole run)."""
-    if number == 0:
-        return _other_shapes(plan, executor)
+    """Perturbation `number` of the noise floor, on one batch.
+
+    The first sweep over the batches changes the batch shape, the others change one weight by one unit in the last
+    place (bit 0 flipped for the whole run), another weight for each batch.
+    """
+    sweep, place = divmod(number, len(plan.used_batches))
+    batch = plan.used_batches[place]
+    if sweep == 0:
+        return NoiseRecord(sweep=sweep, perturbation="another batch shape", items=_other_shape(plan, executor, batch))
     selection = Selection(sites=("weight",), draw="uniform", bits=(0,))
     faults = sample_faults(
         selection,
@@ -149,35 +156,25 @@ def _noise(plan: Plan, executor: ReferenceExecutor, number: int) -> NoiseRecord:
         seed=plan.settings.run.seed,
         index=NOISE_INDEX + number,
     )
-    items = [
-        compare_item(item, clean, perturbed, reached=True)
-        for batch in plan.used_batches
-        for item, clean, perturbed in zip(
-            batch.items,
-            executor.golden(batch, faults).items,
-            executor.trial(batch, faults).items,
-            strict=True,
-        )
-    ]
-    return NoiseRecord(perturbation=format_faults(faults), items=tuple(items))
+    items = _compared(batch, executor.golden(batch, faults).items, executor.trial(batch, faults).items)
+    return NoiseRecord(sweep=sweep, perturbation=format_faults(faults), items=items)
 
 
-def _other_shapes(plan: Plan, executor: ReferenceExecutor) -> NoiseRecord:
-    """Every item in use on its own instead of in its batch; one that is alone already, beside a copy of itself."""
-    items = []
-    for batch in plan.used_batches:
-        alone = len(batch.items) == 1
-        reshaped = (
-            (replace(batch, items=batch.items * 2, rows=batch.rows * 2),)
-            if alone
-            else tuple(
-                replace(batch, items=(item,), rows=(rows,)) for item, rows in zip(batch.items, batch.rows, strict=True)
-            )
-        )
-        # A batch keeps its number through `replace`, so each reshaped one gets an executor of its own.
-        runs = [ReferenceExecutor(plan.model).golden(one).items[0] for one in reshaped]
-        items += [
-            compare_item(item, clean, run, reached=True)
-            for item, clean, run in zip(batch.items, executor.golden(batch).items, runs, strict=True)
-        ]
-    return NoiseRecord(perturbation="another batch shape", items=tuple(items))
+def _other_shape(plan: Plan, executor: ReferenceExecutor, batch: Batch) -> tuple[ItemRecord, ...]:
+    """A batch run as two halves; one of a single item, beside a copy of itself."""
+    half = (len(batch.items) + 1) // 2
+    if len(batch.items) == 1:
+        reshaped = [replace(batch, items=batch.items * 2, rows=batch.rows * 2)]
+    else:
+        parts = (slice(None, half), slice(half, None))
+        reshaped = [replace(batch, items=batch.items[part], rows=batch.rows[part]) for part in parts]
+    # A batch keeps its number through `replace`, so each reshaped one gets an executor of its own.
+    runs = [run for one in reshaped for run in ReferenceExecutor(plan.model).golden(one).items]
+    return _compared(batch, executor.golden(batch).items, runs[: len(batch.items)])
+
+
+def _compared(batch: Batch, golden: Sequence[ItemRun], other: Sequence[ItemRun]) -> tuple[ItemRecord, ...]:
+    return tuple(
+        compare_item(item, clean, run, reached=True)
+        for item, clean, run in zip(batch.items, golden, other, strict=True)
+    )

@@ -40,7 +40,7 @@ class RunSettings(_Table):
     seed             everything random follows from it
     items_per_fault  items that each fault sees, taken as whole batches
     batch_items      items that run together; the shapes they make decide rounding, so it is part of the plan
-    noise            perturbations that mean nothing, to measure the noise floor with
+    noise            sweeps of perturbations that mean nothing, to measure the noise floor with
     traced           trials whose error is followed through the layers
     threads          CPU threads; they decide rounding too. Not given: torch's own number
     check_every      trials between two checks of the whole model's hash

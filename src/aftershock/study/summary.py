@@ -152,10 +152,14 @@ def _sdc_rate(study: StoredStudy, trials: Sequence[TrialRecord]) -> SdcRate:
     raw = _rate(cluster_interval, shares)
     excess = Estimate(0.0, 0.0, 1.0, 0)
     if trials and study.noise:
-        # Row j: what each meaningless perturbation did to the very items that fault j saw.
-        corrupted = [{item.item: item.outcome in SDC for item in record.items} for record in study.noise]
+        # Row j: what each whole sweep of meaningless perturbations did to the very items that fault j saw.
+        sweeps: dict[int, dict[str, bool]] = {}
+        for record in study.noise:
+            corrupted = sweeps.setdefault(record.sweep, {})
+            corrupted.update((item.item, item.outcome in SDC) for item in record.items)
+        whole = [corrupted for corrupted in sweeps.values() if len(corrupted) == len(study.golden)]
         floor = [
-            [sum(seen[item.item] for item in trial.eligible) / len(trial.eligible) for seen in corrupted]
+            [sum(corrupted[item.item] for item in trial.eligible) / len(trial.eligible) for corrupted in whole]
             for trial in trials
         ]
         excess = paired_excess(shares, floor, study.settings.run.seed)
