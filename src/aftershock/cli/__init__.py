@@ -3,8 +3,8 @@
 import sys
 import traceback
 
-import click
 import typer
+from typer.main import get_command
 
 from aftershock.cli import diff, models, replay, report, study
 from aftershock.errors import ContractError, InputError
@@ -14,7 +14,6 @@ EXIT_INTERNAL, EXIT_INPUT, EXIT_CONTRACT, EXIT_INTERRUPTED = 1, 2, 4, 130
 app = typer.Typer(
     name="aftershock",
     help="What one corrupted bit does to a large language model's inference.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -32,16 +31,21 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """Run one command line; returns its exit code (see docs/command-line.md)."""
+    command = get_command(app)
     try:
-        result = app(arguments, standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return EXIT_INPUT
+        with command.make_context("aftershock", arguments or ["--help"]) as context:
+            result = command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
+    except typer.TyperException as error:
+        return _refuse(
+            f"{error.format_message().rstrip('.')} ('aftershock COMMAND --help' shows what is accepted)", EXIT_INPUT
+        )
     except InputError as error:
         return _refuse(str(error), EXIT_INPUT)
     except ContractError as error:
         return _refuse(f"a contract failed: {error}", EXIT_CONTRACT)
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
         return _refuse("interrupted; what was stored is safe, go on with --resume", EXIT_INTERRUPTED)
     except Exception:
         traceback.print_exc()

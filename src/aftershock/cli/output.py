@@ -32,7 +32,7 @@ def print_json(record: BaseModel) -> None:
 
 def say(message: str) -> None:
     """Tell a person what is going on (on stderr, so that stdout stays the result)."""
-    status.print(f"[dim]{message}[/dim]")
+    status.print(message, style="dim", markup=False, soft_wrap=True)
 
 
 def percent(estimate: "Estimate") -> str:
@@ -87,8 +87,10 @@ class StudyProgress:
         if progress.record is None:
             return ""
         self._shares.append(progress.record.sdc_share)
-        elapsed = time.monotonic() - self._begin
-        rate = max(progress.done - self._first, 1) / max(elapsed, 1e-9)
         known = [share for share in self._shares if share is not None]
-        text = f"{rate:.2f}/s, {(progress.total - progress.done) / rate:.0f} s left"
-        return f"{text}, SDC {percent(cluster_interval(known))}" if known else text
+        sdc = [f"SDC {percent(cluster_interval(known))}"] if known else []
+        finished = progress.done - self._first
+        if finished == 0:
+            return "".join(sdc)
+        rate = finished / max(time.monotonic() - self._begin, 1e-9)
+        return ", ".join([f"{rate:.2f}/s", f"{(progress.total - progress.done) / rate:.0f} s left", *sdc])

@@ -20,5 +20,5 @@ def command(
     if json:
         print_json(summarise(stored))
     else:
-        console.print(f"report: {page}", soft_wrap=True)
+        console.print(f"report: {page}", soft_wrap=True, markup=False)
     return 0

@@ -55,7 +55,7 @@ def command(
     page = write_report(stored, out)
     _show(summarise(stored), json)
     if not json:
-        console.print(f"\nreport: {page}", soft_wrap=True)
+        console.print(f"\nreport: {page}", soft_wrap=True, markup=False)
     return 0
 
 
@@ -71,15 +71,16 @@ def _settings(study: str | None, options: dict[str, dict[str, Any]], faults: Pat
     from aftershock.faults import format_faults, read_faults
     from aftershock.study import check_settings, read_settings
 
-    source = str(study or "the command line")
+    source = study or "the command line"
     if study == DEMO:
         tables = read_settings(Path(str(files("aftershock.study") / "demo.toml")))
     else:
         tables = {} if study is None else read_settings(Path(study))
+    check_settings(tables, source)
     for table, values in options.items():
         given = {key: value for key, value in values.items() if value is not None}
         if given:
             tables[table] = {**tables.get(table, {}), **given}
     if faults is not None:
         tables["fault_list"] = [format_faults(trial) for trial in read_faults(faults)]
-    return check_settings(tables, source)
+    return check_settings(tables, "the command line")

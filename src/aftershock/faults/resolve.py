@@ -85,8 +85,11 @@ def check(fault: Fault, components: ComponentMap, number_format: NumberFormat) -
                 f"fault '{fault}': the output of lm_head is computed for answer tokens only: use first_token or decode"
             )
     if isinstance(fault.corruption, Flip | StuckAt):
-        for bit in fault.corruption.bits:
-            number_format.check_bit(bit)
+        try:
+            for bit in fault.corruption.bits:
+                number_format.check_bit(bit)
+        except InputError as error:
+            raise InputError(f"fault '{fault}': {error}") from None
 
 
 def labels(faults: tuple[Fault, ...], components: ComponentMap, number_format: NumberFormat) -> Labels:

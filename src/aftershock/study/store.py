@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from aftershock.errors import InputError
 from aftershock.study.records import (
     RECORD_VERSION,
@@ -89,8 +91,11 @@ class Store:
             "environment": environment.model_dump(mode="json"),
             "planned": planned,
         }
-        with _clear_errors(path):
+        try:
             folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"folder {folder} can't be made ({error.strerror}): choose another --out") from None
+        with _clear_errors(path):
             connection = sqlite3.connect(path)
             connection.execute("PRAGMA journal_mode = WAL")
             with connection:
@@ -113,13 +118,13 @@ class Store:
         with _clear_errors(path):
             connection = sqlite3.connect(path)
             try:
-                row = connection.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()
-            except sqlite3.DatabaseError:
+                (value,) = connection.execute("SELECT value FROM meta WHERE key = 'version'").fetchone()
+                version = json.loads(value)
+            except (sqlite3.DatabaseError, TypeError, json.JSONDecodeError):
                 connection.close()
                 raise InputError(
                     f"{path} is not a study store, or was never filled: remove it and start again"
                 ) from None
-        version = json.loads(row[0])
         if version != RECORD_VERSION:
             connection.close()
             raise InputError(
@@ -135,18 +140,18 @@ class Store:
             golden = self._connection.execute("SELECT record FROM golden ORDER BY number").fetchall()
             noise = self._connection.execute("SELECT record FROM noise ORDER BY number").fetchall()
             trials = self._connection.execute("SELECT record, seconds FROM trials ORDER BY trial").fetchall()
-        return StoredStudy(
-            self.folder,
-            StudySettings.model_validate(meta["settings"]),
-            meta["plan_digest"],
-            Environment.model_validate(meta["environment"]),
-            tuple(GoldenRecord.model_validate_json(record) for (record,) in golden),
-            tuple(NoiseRecord.model_validate_json(record) for (record,) in noise),
-            tuple(TrialRecord.model_validate_json(record) for record, _ in trials),
-            meta["planned"],
-            meta.get("aa_disagreements"),
-            sum(seconds for _, seconds in trials),
-        )
+            return StoredStudy(
+                self.folder,
+                StudySettings.model_validate(meta["settings"]),
+                meta["plan_digest"],
+                Environment.model_validate(meta["environment"]),
+                tuple(GoldenRecord.model_validate_json(record) for (record,) in golden),
+                tuple(NoiseRecord.model_validate_json(record) for (record,) in noise),
+                tuple(TrialRecord.model_validate_json(record) for record, _ in trials),
+                meta["planned"],
+                meta.get("aa_disagreements"),
+                sum(seconds for _, seconds in trials),
+            )
 
     def done(self) -> frozenset[int]:
         """Numbers of the trials stored."""
@@ -190,5 +195,6 @@ def _clear_errors(path: Path) -> Iterator[None]:
             f"{path} can't be read or written ({error}): check the folder, its rights and the space left on the "
             "disk; what was stored before is safe, go on with --resume"
         ) from None
-    except sqlite3.DatabaseError as error:
-        raise InputError(f"{path} is damaged ({error}): restore it or start a new study in another --out") from None
+    except (sqlite3.DatabaseError, ValidationError, json.JSONDecodeError, KeyError) as error:
+        problem = str(error).partition("\n")[0]
+        raise InputError(f"{path} is damaged ({problem}): restore it or start a new study in another --out") from None
