@@ -1,0 +1,117 @@
+"""Does everything hold on a GPU? Tiny models of every family, then a study of the model given, each dtype.
+
+    python -m benchmarks.cuda_check --json [--quick] [--model SPEC]
+
+For each family and dtype: a study of a tiny random model on the device must be bit-identical when run again without
+faults, strike exactly what it names, leave the model as it was, and give the same records twice. Then a study of the
+model given in each dtype.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from aftershock.study import StoredStudy, check_settings, make_plan, run_study, summarise
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def study(tables: dict[str, Any], folder: Path) -> StoredStudy:
+    """Run a study; a contract that fails raises."""
+    return run_study(make_plan(check_settings(tables, "cuda check")), folder)
+
+
+def tiny(device: str, folder: Path, trials: int, families: int) -> list[dict[str, Any]]:
+    """One row for each tiny model and dtype: whether two studies agree, and the A/A disagreements."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    from tiny_models import FAMILIES
+    from tiny_study import tiny_tables
+
+    rows = []
+    for family in FAMILIES[:families]:
+        for dtype in DTYPES:
+            tables = tiny_tables(folder, family, model={"spec": str(folder / family)}, run={"trials": trials})
+            tables["model"] |= {"dtype": dtype, "device": device}
+            first, second = (study(tables, folder / f"{family}-{dtype}-{n}") for n in range(2))
+            rows.append(
+                {
+                    "family": family,
+                    "dtype": dtype,
+                    "same_records": first.records_digest == second.records_digest,
+                    "aa_disagreements": first.aa_disagreements,
+                    "trials": len(first.trials),
+                }
+            )
+    return rows
+
+
+def real(spec: str, device: str, folder: Path, trials: int) -> list[dict[str, Any]]:
+    """One row for each dtype of the model given."""
+    rows = []
+    for dtype in DTYPES:
+        tables = {
+            "model": {"spec": spec, "dtype": dtype, "device": device},
+            "run": {"trials": trials, "noise": 2, "traced": 2},
+            "task": {"limit": 64, "max_new_tokens": 12},
+        }
+        begin = time.perf_counter()
+        done = study(tables, folder / f"real-{dtype}")
+        summary = summarise(done)
+        rows.append(
+            {
+                "dtype": dtype,
+                "device": done.environment.device,
+                "trials": len(done.trials),
+                "seconds": round(time.perf_counter() - begin, 1),
+                "seconds_per_trial": round(done.seconds / len(done.trials), 4),
+                "golden": summary.golden.model_dump(),
+                "sdc_rate": summary.sdc_rate.model_dump(),
+                "noise_floor": summary.noise_floor.model_dump(),
+                "due_rate": summary.due_rate.model_dump(),
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Print one JSON object on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="the only output there is; kept for uniformity")
+    parser.add_argument("--quick", action="store_true", help="fewer trials")
+    parser.add_argument("--model", default="demo:smollm2-135m")
+    parser.add_argument("--device", default="cuda")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        rows = tiny(arguments.device, Path(name), 6, 4 if arguments.quick else 99)
+        measured = real(arguments.model, arguments.device, Path(name), 20 if arguments.quick else 200)
+    bad = sum(not row["same_records"] for row in rows)
+    moved = sum(row["aa_disagreements"] for row in rows) + sum(row["golden"]["aa_disagreements"] for row in measured)
+    checks = [
+        {"name": "tiny studies whose records differ when run again", "value": bad, "target": 0, "unit": "studies"},
+        {"name": "items that are not bit-identical when run again", "value": moved, "target": 0, "unit": "items"},
+    ]
+    print(
+        json.dumps(
+            {
+                "benchmark": "cuda_check",
+                "machine": torch.cuda.get_device_name() if arguments.device == "cuda" else platform.machine(),
+                "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+                "n": len(rows),
+                "tiny": rows,
+                "real": measured,
+                "checks": [{**check, "met": check["value"] == check["target"]} for check in checks],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
