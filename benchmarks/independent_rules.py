@@ -16,6 +16,9 @@ Item = dict[str, Any]
 OUTCOMES = ("masked", "benign", "subtle", "distorted", "non_finite")
 SDC = ("subtle", "distorted")
 
+HAN_AND_KANA = r"\u3041-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+"""Characters of languages written without spaces, as the inside of a regular expression's class."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -63,8 +66,15 @@ def outcome(item: Item, golden: Answer, faulty: Answer) -> str:
 
 
 def rouge1(text: str, reference: str) -> float:
-    """F1 of the words that two texts share, counted with multiplicity (Lin 2004)."""
-    ours, theirs = (Counter(re.findall(r"[^\W_]+", one.lower())) for one in (text, reference))
+    """F1 of the words that two texts share, counted with multiplicity (Lin 2004).
+
+    A word is a run of letters and digits, or one character of Han or kana. Two texts without words are equal.
+    """
+    ours, theirs = (
+        Counter(re.findall(rf"[{HAN_AND_KANA}]|[^\W_{HAN_AND_KANA}]+", one.lower())) for one in (text, reference)
+    )
+    if not ours and not theirs:
+        return 1.0
     shared = (ours & theirs).total()
     return 2 * shared / (ours.total() + theirs.total()) if shared else 0.0
 
@@ -77,7 +87,7 @@ def distortions(item: Item, golden: Answer, faulty: Answer) -> Iterator[bool]:
     yield letters_and_digits(before) > 0 and letters_and_digits(after) == 0
     yield faulty.tokens >= limit and golden.tokens <= limit / 2
     yield repeats(after.lower()) and not repeats(before.lower())
-    yield broken(after, faulty.tokens >= limit) and not broken(before, golden.tokens >= limit)
+    yield broken(after) and not broken(before)
     yield foreign(after, item["contexts"][0] + before)
     yield symbols(after) - symbols(before) > 0.5
     yield mangled(after) and not mangled(before)
@@ -89,17 +99,20 @@ def letters_and_digits(text: str) -> int:
 
 
 def repeats(text: str) -> bool:
-    """A block of up to 200 characters three times or more in a row, 15 characters or more in all."""
+    """A block of up to 200 characters three times or more in a row, 15 characters or more in all.
+
+    The end of the text counts as a space, so that the last of some repeated words is one of them.
+    """
+    text += " "
     return any(
         re.search(rf"(.{{{size}}})\1{{{max(3, -(-15 // size)) - 1},}}", text)
         for size in range(1, min(200, len(text) // 3) + 1)
     )
 
 
-def broken(text: str, at_limit: bool) -> bool:
-    """Undecodable, control, private or unassigned characters; the last one is forgiven where the limit cut it."""
-    if at_limit:
-        text = text.removesuffix("\ufffd")
+def broken(text: str) -> bool:
+    """Undecodable, control, private or unassigned characters; the last one may be a character cut short."""
+    text = text.removesuffix("\ufffd")
     return any(one == "\ufffd" or unicodedata.category(one) in ("Cc", "Co", "Cn") for one in text)
 
 
@@ -112,8 +125,9 @@ def foreign(text: str, known: str) -> bool:
 
 
 def script(letter: str) -> str:
-    """The script of a letter, which its Unicode name begins with."""
-    return unicodedata.name(letter, "UNKNOWN").partition(" ")[0]
+    """The script of a letter, which its Unicode name begins with; Han and kana are one."""
+    name = re.split("[ -]", unicodedata.name(letter, "UNKNOWN"))[0]
+    return "HAN AND KANA" if name in ("CJK", "HIRAGANA", "KATAKANA") else name
 
 
 def symbols(text: str) -> float:
@@ -123,7 +137,7 @@ def symbols(text: str) -> float:
 
 
 def mangled(text: str) -> bool:
-    """A word of more than 30 letters, or two words and a third of all with a capital inside."""
-    words = re.findall(r"[^\W\d_]+", text)
-    capital_inside = sum(any(map(str.isupper, word[1:])) and not word.isupper() for word in words)
+    """A Latin word of more than 30 letters and digits, or two words and a third of all with a capital inside."""
+    words = re.findall(r"[0-9A-Za-z\u00aa-\u024f]+", text)
+    capital_inside = sum(re.search(r"[a-z\u00aa-\u024f][A-Z]", word) is not None for word in words)
     return any(len(word) > 30 for word in words) or (capital_inside >= 2 and capital_inside >= len(words) / 3)
