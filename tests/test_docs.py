@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from aftershock.faults import GRAMMAR
-from aftershock.models import demo_models
-from aftershock.models.cache import cache_folder
+from demo_model import needs_demo_model
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```python(?: (?P<kind>\w+))?\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
-DEMO = cache_folder() / "demo" / f"{demo_models()[0].name}.gguf"
-PAGES = sorted(page for page in DOCS.glob("*.md") if BLOCK.search(page.read_text(encoding="utf-8")))
+ALL_PAGES = sorted([*DOCS.glob("*.md"), *ROOT.glob("*.md")])
+PAGES = [page for page in ALL_PAGES if BLOCK.search(page.read_text(encoding="utf-8"))]
 
 
 def blocks(page: Path) -> list[tuple[str | None, str]]:
@@ -31,7 +31,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     run(page, [code for kind, code in blocks(page) if kind is None], tmp_path, monkeypatch)
 
 
-@pytest.mark.skipif(not DEMO.is_file(), reason="the demo model is not in the cache: aftershock models pull")
+@needs_demo_model
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if "demo" in {kind for kind, _ in blocks(page)}], ids=lambda page: page.stem
 )
@@ -62,7 +62,7 @@ def test_the_grammar_on_the_page_is_the_grammar() -> None:
     assert f"```\n{GRAMMAR}```\n" in (DOCS / "faults.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.stem)
 def test_links_between_pages_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target

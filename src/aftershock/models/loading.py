@@ -49,7 +49,8 @@ def load(
 
     `spec` is `demo:NAME`, a folder with safetensors, a `.gguf` file or a hub id (`organisation/name`); `dtype`
     one of float32, float16, bfloat16; `device` `cpu`, `cuda` or `cuda:N`. `progress` is told of downloads and
-    conversions. Logits are bit-identical to what transformers gives for the same folder, dtype and device.
+    conversions. Logits are bit-identical to what transformers gives for the same folder, dtype and device, the
+    weights there being without gradients too (for others torch may take another kernel, which rounds otherwise).
 
     Raises InputError for a model that is missing, damaged, pickled, quantised, without a tokenizer or of an
     unknown architecture, and for an unsupported dtype or device.
