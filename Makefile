@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Threads that wait without spinning: on a busy machine two spinning ones are slower than one.
+export OMP_WAIT_POLICY ?= PASSIVE
 # pip's own setting for local wheels holds for the faster installer too.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
