@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_tasks import ITEMS, choice, cloze, generation, lm
 
-from aftershock.replay import make_batches
+from aftershock.replay import ReferenceExecutor, make_batches
 from tiny_models import tiny_loaded
 
 model_of = cache(tiny_loaded)
@@ -65,3 +65,13 @@ def test_decode_passes_are_the_tokens_fed_after_the_context() -> None:
     assert passes(cloze("c", "Q:", "four")) == 3
     assert passes(lm("l", "Q", "abcdef")) == 5
     assert passes(generation("g", "Q", 8), generation("h", "Q", 5)) == 7
+
+
+def test_items_never_share_a_sequence():
+    model = tiny_loaded("llama")
+    twins = [generation("a", "Hi", 3), generation("b", "Hi", 2)]
+    (batch,) = make_batches(twins, model, 2, 0)
+    assert [len(sequences) for sequences in batch.sequence_of] == [1, 1]
+    answers = [item.answer.tokens for item in ReferenceExecutor(model).golden(batch).items]
+    longer, shorter = sorted(answers, key=len, reverse=True)
+    assert longer[: len(shorter)] == shorter

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from aftershock.errors import ContractError, InputError
+from aftershock.models import model_hash
 from aftershock.study import DUE, SDC, Plan, StoredStudy, load_study, make_plan, run_study, summarise
 from tiny_study import ITEMS, tiny_settings
 
@@ -261,3 +262,35 @@ def test_a_model_that_raises_under_a_fault_is_a_crash(folder, tmp_path, monkeypa
 
 def test_item_list_of_the_tiny_task_is_whole(plan):
     assert len(plan.task.items) == len(ITEMS)
+
+
+def test_batches_of_single_items_have_another_shape_too(folder, tmp_path):
+    study = run_study(make_plan(tiny_settings(folder, run={"batch_items": 1, "trials": 3})), tmp_path / "study")
+    assert len(study.trials) == 3
+    shapes = [item for record in study.noise if record.sweep == 0 for item in record.items]
+    assert len(shapes) == len(study.golden)
+
+
+def test_decode_only_faults_leave_short_answers_unreached(folder, tmp_path):
+    faults = {"stages": ("decode",), "decode_steps": (3, 4), "sites": ("activation",)}
+    study = run_study(make_plan(tiny_settings(folder, faults=faults)), tmp_path / "study")
+    assert study.complete
+    assert any(item.outcome == "unreached" for trial in study.trials for item in trial.items)
+
+
+def test_a_model_that_is_not_finite_without_faults_is_refused(folder, tmp_path):
+    plan = make_plan(tiny_settings(folder))
+    plan.model.module.lm_head.weight.fill_(float("nan"))
+    with pytest.raises(InputError, match="without any fault"):
+        run_study(
+            make_plan(tiny_settings(folder)).__class__(
+                plan.settings,
+                plan.model,
+                plan.task,
+                plan.batches,
+                plan.population,
+                plan.environment.model_copy(update={"model_hash": model_hash(plan.model.module)}),
+            ),
+            tmp_path / "study",
+        )
+    assert load_study(tmp_path / "study").golden == ()

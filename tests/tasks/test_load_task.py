@@ -35,7 +35,7 @@ def test_text_file(tmp_path):
     path.write_text("One line.\n", encoding="utf-8")
     task = load_task(str(path))
     assert task.name == "story"
-    assert task.items == (Item("story-0", "lm", "lm", ("",), ("One line.\n",)),)
+    assert task.items == (Item("text-0", "lm", "lm", ("",), ("One line.\n",)),)
 
 
 def test_digest_tells_content_and_order_alone(tmp_path):

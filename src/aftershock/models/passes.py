@@ -149,12 +149,11 @@ def teacher_forced(
 @dataclass(frozen=True)
 class Generated:
     """Greedy answers. `tokens[r]` excludes the end-of-sequence token; `finite[r]` is False when a NaN or an
-    infinity reached the logits of row r before its answer ended. `passes[r]` is the last pass row r took part in.
+    infinity reached the logits of row r before its answer ended.
     """
 
     tokens: tuple[tuple[int, ...], ...]
     finite: tuple[bool, ...]
-    passes: tuple[int, ...]
 
 
 @torch.inference_mode()
@@ -175,7 +174,7 @@ def generate(
     cache = DynamicCache(config=model.module.config)
     mask, positions = block.mask, block.positions
     tokens: list[list[int]] = [[] for _ in rows]
-    finite, passes = [True] * block.rows, [FIRST_TOKEN] * block.rows
+    finite = [True] * block.rows
     active = [True] * block.rows
     ends = end_tokens(model)
 
@@ -201,7 +200,6 @@ def generate(
         for row, token in enumerate(chosen.tolist()):
             if not active[row]:
                 continue
-            passes[row] = number
             finite[row] &= row_finite[row]
             if token in ends:
                 active[row] = False
@@ -214,7 +212,7 @@ def generate(
         positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
         stop = mask.shape[1]
         logits = call(chosen[:, None], number + 1, number + 1, stop - 1, stop)
-    return Generated(tuple(map(tuple, tokens)), tuple(finite), tuple(passes))
+    return Generated(tuple(map(tuple, tokens)), tuple(finite))
 
 
 def pad_token(model: LoadedModel) -> int:
@@ -235,5 +233,5 @@ def end_tokens(model: LoadedModel) -> frozenset[int]:
 def _stopped(model: LoadedModel, tokens: list[int], stops: tuple[str, ...]) -> bool:
     if not stops:
         return False
-    text = model.tokenizer.decode(tokens, skip_special_tokens=True)
+    text = model.tokenizer.decode(tokens)
     return any(stop in text for stop in stops)

@@ -13,9 +13,9 @@ from aftershock.tasks import Item, Row, encode
 class Batch:
     """Items of one kind that always run together, and their token rows.
 
-    `sequences` are the different (context, answer tokens fed) of all rows: options that share both, such as
-    single letters, share a sequence. `sequence_of[i][r]` is the sequence that carries row r of item i. The last
-    token of a continuation is never fed, since nothing follows it.
+    `sequences` are the different (context, answer tokens fed) of each item: options that share both, such as single
+    letters, share a sequence; items never do. `sequence_of[i][r]` is the sequence that carries row r of item i. The
+    last token of a continuation is never fed, since nothing follows it.
     """
 
     number: int
@@ -29,14 +29,18 @@ class Batch:
 
     @cached_property
     def sequences(self) -> tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]:
-        """Different (context, answer tokens fed), in order of first appearance."""
-        return tuple(dict.fromkeys(_fed(row) for rows in self.rows for row in rows))
+        """(context, answer tokens fed) of every sequence, item after item."""
+        return tuple(sequence for rows in self.rows for sequence in dict.fromkeys(map(_fed, rows)))
 
     @cached_property
     def sequence_of(self) -> tuple[tuple[int, ...], ...]:
         """Number of the sequence of each row of each item."""
-        numbers = {sequence: number for number, sequence in enumerate(self.sequences)}
-        return tuple(tuple(numbers[_fed(row)] for row in rows) for rows in self.rows)
+        found, begin = [], 0
+        for rows in self.rows:
+            numbers = {sequence: begin + number for number, sequence in enumerate(dict.fromkeys(map(_fed, rows)))}
+            found.append(tuple(numbers[_fed(row)] for row in rows))
+            begin += len(numbers)
+        return tuple(found)
 
     @property
     def decode_passes(self) -> int:

@@ -44,12 +44,10 @@ def _residual_stream(
     model: LoadedModel, block: Block, faults: Sequence[Fault], boundaries: frozenset[int]
 ) -> list[torch.Tensor]:
     """Outputs of the embedding and of every layer, each of shape (rows, columns, width)."""
-    sites = [
-        site
-        for component in ("embedding", "residual")
-        for site in model.components.outputs
-        if site.component == component
-    ]
+    outputs = model.components.outputs
+    # Where a projection follows the embedding, the residual stream begins after it.
+    sites = [site for site in outputs if site.component == "embedding"][-1:]
+    sites += [site for site in outputs if site.component == "residual"]
     with (
         Injection(model, faults) as injection,
         _captured(model, [site.module for site in sites]) as captured,

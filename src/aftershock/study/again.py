@@ -14,7 +14,7 @@ from aftershock.study.trial import run_trial
 
 
 class Replay(Record):
-    """A repeated trial: its record as stored and as found now, and the layers' names of `residual_error`.
+    """A repeated trial: its record as stored and as found now.
 
     `same_plan` is False where something that decides bits (versions, device, threads, the model itself) is not
     what the study ran with; then a difference means nothing.

@@ -115,7 +115,7 @@ def _same_faults(first: StoredStudy, second: StoredStudy) -> list[tuple[TrialRec
         (trial, other)
         for trial in first.trials
         if (other := theirs.get(trial.trial)) is not None
-        and trial.faults == other.faults
+        and (trial.faults, trial.fault_count) == (other.faults, other.fault_count)
         and [item.item for item in trial.items] == [item.item for item in other.items]
     ]
 

@@ -15,7 +15,7 @@ RARE_RATE, RELATIVE_ERROR = 0.01, 0.25
 class Outlook(Record):
     """A plan and its size.
 
-    `population` counts the values (weights) and channels (activations) that faults are drawn from.
+    `population` counts the values (weights) and channels (activations) that faults are drawn from; zero for a list.
     `sizes` gives the faults needed for an absolute error at 95 % (Leveugle et al., DATE 2009, p = 0.5),
     `size_for_rare` those for a relative error of 25 % at a rate of 1 %. `half_width` is the widest half interval
     that this many trials leave, `upper_bound_if_none` the upper bound if no fault does harm. `seconds` is None where
@@ -41,7 +41,7 @@ class Outlook(Record):
         lines = [
             f"plan       {self.plan_digest[:12]}: {self.trials:,} trials, each on {self.items_per_fault} of "
             f"{self.items} items",
-            f"faults     drawn from {population}; the first: {self.example}",
+            f"faults     {f'drawn from {population}' if population else 'your own list'}; the first: {self.example}",
             f"sizing     faults needed at 95 % for {sizes}; to know a rate of 1 % to a quarter of itself "
             f"{self.size_for_rare:,}",
             f"this many  a rate to ±{100 * self.half_width:.1f} points at worst; no harm at all would mean a rate "

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -24,7 +26,7 @@ from aftershock.faults import (
     sample_faults,
     select,
 )
-from aftershock.models import LoadedModel, load, model_hash
+from aftershock.models import LoadedModel, end_tokens, load, model_hash
 from aftershock.numerics import generator
 from aftershock.replay import Batch, make_batches
 from aftershock.study.records import Environment
@@ -54,8 +56,14 @@ class Plan:
         content = self.settings.model_dump(mode="json")
         content["model"]["spec"] = self.environment.model_hash
         content["task"]["spec"] = self.task.digest
+        configuration: Any = self.model.module.config
+        content["configuration"] = {
+            key: value for key, value in configuration.to_dict().items() if key != "_name_or_path"
+        }
+        content["end_tokens"] = sorted(end_tokens(self.model))
+        content["rows"] = hashlib.sha256(repr([batch.rows for batch in self.batches]).encode()).hexdigest()
         content["environment"] = self.environment.model_dump(mode="json", exclude={"model"})
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
     def batches_of(self, trial: int) -> tuple[Batch, ...]:
         """The batches whose items trial `trial` sees."""
@@ -68,14 +76,13 @@ class Plan:
         """The fault set of trial `trial`; empty where a rate drew none."""
         if self.settings.fault_list:
             return parse_faults(self.settings.fault_list[trial])
-        return sample_faults(
-            self.settings.faults,
-            self.population,
-            self.model.format,
-            max(batch.decode_passes for batch in self.batches_of(trial)),
-            self.settings.run.seed,
-            trial,
-        )
+        selection = self.settings.faults
+        reach = max(batch.decode_passes for batch in self.batches_of(trial))
+        wanted = selection.decode_steps[0] if selection.decode_steps else 1
+        if set(selection.stages) == {"decode"} and reach < wanted:
+            # Nothing else may be struck: the step is drawn as for the longest answers, and these items stay unreached.
+            reach = max(batch.decode_passes for batch in self.batches)
+        return sample_faults(selection, self.population, self.model.format, reach, self.settings.run.seed, trial)
 
     @cached_property
     def used_batches(self) -> tuple[Batch, ...]:
@@ -104,7 +111,8 @@ def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
     task = load_task(settings.task.spec, settings.task.limit, settings.task.max_new_tokens)
     say(f"loading {settings.model.spec} as {settings.model.dtype} on {settings.model.device}")
     model = load(settings.model.spec, settings.model.dtype, settings.model.device, progress=say)
-    settings.faults.bit_positions(model.format)
+    if not settings.fault_list:
+        settings.faults.bit_positions(model.format)
     for line in settings.fault_list:
         for fault in parse_faults(line):
             check(fault, model.components, model.format)
@@ -114,7 +122,7 @@ def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
         model,
         task,
         make_batches(task.items, model, settings.run.batch_items, settings.run.seed),
-        select(settings.faults, model.components),
+        Population((), ()) if settings.fault_list else select(settings.faults, model.components),
         _environment(settings, model, threads),
     )
     longest = max(batch.decode_passes for batch in plan.batches)
@@ -132,7 +140,8 @@ def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
 def _environment(settings: StudySettings, model: LoadedModel, threads: int) -> Environment:
     on_gpu = model.device.type == "cuda"
     return Environment(
-        model=settings.model.spec,
+        # A place on this machine is nobody's business but its own: of a path, the last part.
+        model=Path(settings.model.spec).name if Path(settings.model.spec).exists() else settings.model.spec,
         architecture=model.components.architecture,
         model_hash=model_hash(model.module),
         parameters=sum(parameter.numel() for parameter in model.module.parameters()),

@@ -7,12 +7,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from aftershock.tasks import OUTCOMES, is_sdc
+
 RECORD_VERSION = 1
 
 Outcome = Literal["masked", "benign", "subtle", "distorted", "non_finite", "crash", "unreached"]
 """`unreached`: the fault's moment never came for this item (its answer had ended before)."""
 
-SDC = frozenset({"subtle", "distorted"})
+SDC = frozenset(outcome for outcome in OUTCOMES if is_sdc(outcome))
 """Silent data corruption: wrong, and nothing shows it."""
 
 DUE = frozenset({"non_finite", "crash"})
@@ -49,7 +51,8 @@ class ItemRecord(Record):
     `eligible`: golden answers it right (or it has no reference) and the fault reached it.
     `score_change`: faulty minus golden score. `first_difference`: position of the first answer token that
     differs, None when all are equal. `rmse` and `kl` compare the logits, in fp32, teacher-forced on the golden
-    text: root mean square difference, and mean KL(golden || faulty) in nats; None where texts differ in length.
+    text: root mean square difference, and mean KL(golden || faulty) in nats; None after a crash, and where the two were
+    forced on different texts.
     """
 
     item: str

@@ -111,6 +111,12 @@ def _golden(plan: Plan, executor: ReferenceExecutor, store: Store, watch: Watch)
     for done, batch in enumerate(plan.used_batches):
         watch(Progress("golden", done, len(plan.used_batches)))
         first = executor.golden(batch).items
+        for item, run in zip(batch.items, first, strict=True):
+            if not run.answer.finite:
+                raise InputError(
+                    f"{plan.environment.model} in {plan.environment.dtype} gives NaN or infinity on item {item.id} "
+                    "without any fault: choose a wider dtype or leave the item out"
+                )
         again = ReferenceExecutor(plan.model).golden(batch).items
         disagreements += sum(not _identical(one, other) for one, other in zip(first, again, strict=True))
         records += [

@@ -26,7 +26,8 @@ class ModelSettings(_Table):
 
 
 class TaskSettings(_Table):
-    """`[task]`: `probe` or the path of a task file; the first `limit` items of it; tokens to generate."""
+    """`[task]`: `probe` or the path of a task file; the first `limit` items of a file, or an even share
+    of every group of the probe set; tokens to generate."""
 
     spec: str = "probe"
     limit: int | None = Field(None, ge=1)

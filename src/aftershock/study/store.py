@@ -195,6 +195,8 @@ def _clear_errors(path: Path) -> Iterator[None]:
             f"{path} can't be read or written ({error}): check the folder, its rights and the space left on the "
             "disk; what was stored before is safe, go on with --resume"
         ) from None
+    except sqlite3.IntegrityError:
+        raise InputError(f"{path}: another process is filling this study: let it finish, then use --resume") from None
     except (sqlite3.DatabaseError, ValidationError, json.JSONDecodeError, KeyError) as error:
         problem = str(error).partition("\n")[0]
         raise InputError(f"{path} is damaged ({problem}): restore it or start a new study in another --out") from None

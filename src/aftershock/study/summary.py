@@ -118,7 +118,7 @@ def summarise(study: StoredStudy) -> Summary:
     pairs = [item for trial in trials for item in trial.eligible]
     everything = [item for trial in study.trials for item in trial.items]
     wrong = {record.item for record in study.golden if record.right is False}
-    from_wrong = [item for item in everything if item.item in wrong and item.outcome != "unreached"]
+    from_wrong = [item for item in everything if item.item in wrong and item.outcome not in {"unreached", *DUE}]
     referenced = [record for record in study.golden if record.right is not None]
     right = sum(record.right is True for record in referenced)
     return Summary(
@@ -150,7 +150,7 @@ def summarise(study: StoredStudy) -> Summary:
 def _sdc_rate(study: StoredStudy, trials: Sequence[TrialRecord]) -> SdcRate:
     shares = _shares(trials, SDC)
     raw = _rate(cluster_interval, shares)
-    excess = Estimate(0.0, 0.0, 1.0, 0)
+    excess = Estimate(0.0, -1.0, 1.0, 0)
     if trials and study.noise:
         # Row j: what each whole sweep of meaningless perturbations did to the very items that fault j saw.
         sweeps: dict[int, dict[str, bool]] = {}

@@ -5,6 +5,8 @@ import json
 import logging
 from collections.abc import Sequence
 
+import torch
+
 from aftershock.errors import ContractError, InputError
 from aftershock.faults import Fault, Labels, labels
 from aftershock.inject import Struck
@@ -37,22 +39,28 @@ def run_trial(
         golden = executor.golden(batch, faults)
         try:
             run = executor.trial(batch, faults)
-            if traced:
-                errors.append(residual_error(model, batch, faults, golden))
-        except (ContractError, InputError, MemoryError):
+        except (ContractError, InputError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception as error:
-            # The model itself failed under the fault, as an index out of range would make it: that is a result.
+            if "DefaultCPUAllocator" in str(error):
+                raise
+            # The model itself failed under the fault, as an index out of range would make it: that is a result. A
+            # machine that ran out of memory or lost its accelerator is none.
             _log.info("trial %d crashed: %s", trial, error)
             items += [_crashed(item, clean.answer) for item, clean in zip(batch.items, golden.items, strict=True)]
             continue
+        if traced:
+            errors.append(residual_error(model, batch, faults, golden))
         items += [
             compare_item(item, clean, faulty, faulty.reached or not faults)
             for item, clean, faulty in zip(batch.items, golden.items, run.items, strict=True)
         ]
         strikes += _strikes(batch, run.struck)
     label = labels(faults, model.components, model.format) if faults else _NO_FAULT
-    strikes = list(dict.fromkeys(strikes))
+    # By bits, since NaN equals nothing: a weight is struck once however many batches see it.
+    strikes = list(
+        {(one.fault, one.tensor, one.index, one.item, one.old_bits, one.new_bits): one for one in strikes}.values()
+    )
     return TrialRecord(
         trial=trial,
         faults=tuple(map(str, faults[:KEPT_FAULTS])),

@@ -80,7 +80,7 @@ def _read(path: Path) -> tuple[Item, ...]:
         raise InputError(f"task file {path} can't be read ({error.strerror}): check the path") from error
     except UnicodeDecodeError as error:
         raise InputError(f"task file {path} is not UTF-8 text (byte {error.start}): convert it to UTF-8") from error
-    items = read_jsonl(str(path), text) if path.suffix == ".jsonl" else text_items(path.stem, text)
+    items = read_jsonl(str(path), text) if path.suffix == ".jsonl" else text_items("text", text)
     if not items:
         raise InputError(f"task file {path} is empty: give it at least one item")
     return items
