@@ -284,7 +284,6 @@ def _weight_groups(model: LoadedModel, faults: tuple[Fault, ...]) -> tuple[_Weig
     Groups keep the order of the faults, so a later fault on a word acts on the result of an earlier one.
     Raises InputError when faults on one word overlap in part, since undoing one would undo the other.
     """
-    parameters = dict(model.module.named_parameters())
     collected: dict[tuple[str, Trigger, int], tuple[list[int], list[tuple[int, ...]]]] = {}
     seen: dict[tuple[str, tuple[int, ...]], list[Trigger]] = {}
     for number, fault in enumerate(faults):
@@ -303,12 +302,10 @@ def _weight_groups(model: LoadedModel, faults: tuple[Fault, ...]) -> tuple[_Weig
         members, indices = collected.setdefault(key, ([], []))
         members.append(number)
         indices.append(site.index)
-    return tuple(
-        _WeightGroup(
-            tuple(members),
-            parameters[name].detach(),
-            torch.tensor(indices, device=parameters[name].device).unbind(1),
-            trigger,
+    groups = []
+    for (name, trigger, _), (members, indices) in collected.items():
+        stored = model.module.get_parameter(name).detach()
+        groups.append(
+            _WeightGroup(tuple(members), stored, torch.tensor(indices, device=stored.device).unbind(1), trigger)
         )
-        for (name, trigger, _), (members, indices) in collected.items()
-    )
+    return tuple(groups)
