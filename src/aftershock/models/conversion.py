@@ -52,7 +52,7 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-class _PlainReader(gguf.GGUFReader):  # type: ignore[misc]
+class _PlainReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf has no types
     """Reads the file through a plain array over the same memory map, whose slices are many times cheaper."""
 
     @property

@@ -32,7 +32,7 @@ def page(stored: StoredStudy, summary: Summary) -> str:
         )
     )
     # The package's type stub asks for the argument that its function leaves out.
-    vega: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]
+    vega: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub lacks the default
     scripts = (vega, (_ASSETS / "page.js").read_text("utf-8"))
     template = _environment().from_string((_ASSETS / "page.html.j2").read_text("utf-8"))
     return template.render(
