@@ -6,6 +6,7 @@ import pickle
 import resource
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -383,36 +384,41 @@ def test_out_that_cannot_be_written(refused, tiny, tmp_path, place):
     holds(sentence, out, "can't be made", "choose another --out")
 
 
-@pytest.fixture
-def file_size() -> Iterator[Callable[[int], None]]:
-    """Sets how large a file may grow, as on a disk that is full: writing beyond fails. Lifted at the end."""
+@contextmanager
+def full_disk() -> Iterator[Callable[[int], None]]:
+    """Gives what sets how large a file may grow, as on a disk that is full: writing beyond fails.
+
+    Lifted within the test: the limit holds for every file of this process, so also for one that pytest prints to.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_full_disk_keeps_what_was_stored(refused, tiny, finished, tmp_path, monkeypatch, file_size):
+def test_full_disk_keeps_what_was_stored(refused, tiny, finished, tmp_path, monkeypatch):
     out = tmp_path / "out"
     command = ["study", str(tiny / "study.toml"), "--out", str(out), "--json"]
+    with full_disk() as allow, monkeypatch.context() as patched:
 
-    def fill_disk(_: StudyProgress, progress: Progress) -> None:
-        if progress.phase == "trials" and progress.done == 5:
-            file_size((out / "study.sqlite-wal").stat().st_size)
+        def fill_disk(_: StudyProgress, progress: Progress) -> None:
+            if progress.phase == "trials" and progress.done == 5:
+                allow((out / "study.sqlite-wal").stat().st_size)
 
-    with monkeypatch.context() as patched:
         patched.setattr(StudyProgress, "__call__", fill_disk)
         sentence = refused(*command)
     holds(sentence, out, "can't be read or written", "space left", "go on with --resume")
     whole = load_study(finished)
     assert load_study(out).trials == whole.trials[:5]
-    file_size(resource.RLIM_INFINITY)
     assert run([*command, "--resume"]) == 0
     assert load_study(out).records_digest == whole.records_digest
 
 
-def test_full_disk_at_the_very_beginning(refused, tiny, tmp_path, file_size):
+def test_full_disk_at_the_very_beginning(refused, tiny, tmp_path):
     out = tmp_path / "out"
-    file_size(1024)
-    sentence = refused("study", tiny / "study.toml", "--out", out, "--json")
+    with full_disk() as allow:
+        allow(1024)
+        sentence = refused("study", tiny / "study.toml", "--out", out, "--json")
     holds(sentence, out, "can't be read or written", "space left")
     holds(refused("report", out), out, "was never filled", "remove it and start again")
