@@ -16,7 +16,6 @@ from aftershock.models import (
     generate,
     load,
     model_hash,
-    pad_token,
     teacher_forced,
 )
 from aftershock.models.conversion import converted
@@ -62,12 +61,12 @@ def prompts(model: LoadedModel) -> tuple[tuple[int, ...], ...]:
 
 @pytest.fixture(scope="module")
 def block(model: LoadedModel, prompts: tuple[tuple[int, ...], ...]) -> Block:
-    return align(prompts, [()] * len(prompts), pad_token(model), model.device)
+    return align(prompts, [()] * len(prompts), model.device)
 
 
 def test_logits_are_those_of_transformers_bit_for_bit(model, plain, prompts):
     answers = [(5, 6, 7)[: row % 4] for row in range(len(prompts))]
-    block = align(prompts, answers, pad_token(model), model.device)
+    block = align(prompts, answers, model.device)
     with torch.inference_mode():
         expected = plain(
             input_ids=block.tokens,
@@ -89,7 +88,7 @@ def test_greedy_tokens_are_those_of_transformers(model, plain, block):
             attention_mask=block.mask,
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
-            pad_token_id=pad_token(model),
+            pad_token_id=0,
         )[:, block.context_width :]
     ends = set(torch.tensor(plain.generation_config.eos_token_id).reshape(-1).tolist())
     expected = []

@@ -384,6 +384,14 @@ def test_out_that_cannot_be_written(refused, tiny, tmp_path, place):
     holds(sentence, out, "can't be made", "choose another --out")
 
 
+def test_number_of_trials_beside_a_fault_list(tiny, tmp_path, capsys):
+    (tmp_path / "faults.txt").write_text("weight model.norm.weight[3] flip 14 always\n", encoding="utf-8")
+    options = ["--faults", str(tmp_path / "faults.txt"), "--trials", "3", "--out", str(tmp_path / "out")]
+    assert run(["study", str(tiny / "study.toml"), *options]) == 2
+    holds(capsys.readouterr().err, "a fault list runs one trial a line", "leave one")
+    assert not (tmp_path / "out").exists()
+
+
 @contextmanager
 def full_disk() -> Iterator[Callable[[int], None]]:
     """Gives what sets how large a file may grow, as on a disk that is full: writing beyond fails.

@@ -153,8 +153,13 @@ def test_interrupted_study_goes_on_to_the_same_records(command, tiny, tmp_path, 
     assert printed.out == ""
     assert "go on with --resume" in printed.err
     assert len(load_study(tmp_path / "out").trials) == 5
-    resumed = one_object(command(*study, "--resume"))
+    capsys.readouterr()
+    assert run([*study, "--resume"]) == 0
+    printed = capsys.readouterr()
+    resumed = one_object(printed.out)
     assert resumed["trials"] == 12
+    # The rate shown so far counts the faults of both sessions.
+    assert f"n = {resumed['sdc_rate']['n_faults']})" in printed.err.splitlines()[-1]
     assert resumed["records_digest"] == load_study(finished).records_digest
 
 

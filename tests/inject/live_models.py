@@ -24,7 +24,7 @@ def model_of(family: str, dtype: torch.dtype = torch.float32) -> LoadedModel:
 
 def block_of(model: LoadedModel, answers: tuple[tuple[int, ...], ...] = ANSWERS) -> Block:
     """Four prompts of different lengths and their answers."""
-    return align(CONTEXTS, answers, 0, model.device)
+    return align(CONTEXTS, answers, model.device)
 
 
 def all_words(model: LoadedModel) -> dict[str, torch.Tensor]:

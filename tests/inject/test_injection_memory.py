@@ -44,7 +44,7 @@ def test_activations_allocate_the_same_few_bytes_at_any_size(where: str) -> None
 
 
 def _bytes(model: LoadedModel, contexts, faults) -> int:
-    block = align(contexts, [()] * len(contexts), 0, model.device)
+    block = align(contexts, [()] * len(contexts), model.device)
     with AllocatedBytes() as counted, Injection(model, faults) as injection:
         teacher_forced(model, block, frozenset(), injection.begin_pass)
     return counted.total

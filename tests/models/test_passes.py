@@ -1,6 +1,5 @@
 """Passes give what plain transformers gives: the same bits in one call, the same tokens when decoding."""
 
-from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -20,7 +19,6 @@ from aftershock.models import (
     decode,
     end_tokens,
     generate,
-    pad_token,
     stage_of,
     teacher_forced,
 )
@@ -38,7 +36,7 @@ def nothing(call: Pass) -> None:
 
 
 def block_of(model: LoadedModel, answers: tuple[tuple[int, ...], ...] = ANSWERS) -> Block:
-    return align(CONTEXTS, answers, pad_token(model), model.device)
+    return align(CONTEXTS, answers, model.device)
 
 
 def decoded(model: LoadedModel, limits: list[int], stops: list[tuple[str, ...]] | None = None) -> Generated:
@@ -69,7 +67,7 @@ def test_a_row_holds_its_own_columns() -> None:
 
 @given(st.integers(1, 6), st.integers(0, 6), st.frozensets(st.integers(0, 12)))
 def test_calls_cover_every_column_once(width: int, answer: int, boundaries: frozenset[int]) -> None:
-    block = align([[1] * width], [[1] * answer], 0, torch.device("cpu"))
+    block = align([[1] * width], [[1] * answer], torch.device("cpu"))
     calls = list(cut(block, boundaries))
     columns = [column for first, last in calls for column in range(block.start(first), block.start(last + 1))]
     assert columns == list(range(width + answer))
@@ -248,8 +246,18 @@ def test_a_nan_in_a_rows_logits_is_told() -> None:
         handle.remove()
 
 
-def test_a_tokenizer_without_padding_pads_with_any_token() -> None:
+def test_rows_are_padded_with_their_own_tokens() -> None:
+    block = align([[5, 6], [7, 8, 9]], [[1], []], torch.device("cpu"))
+    assert block.tokens.tolist() == [[5, 5, 6, 1], [7, 8, 9, 9]]
+    assert block.mask.tolist() == [[0, 1, 1, 1], [1, 1, 1, 0]]
+
+
+def test_a_spoiled_embedding_stays_out_of_rows_that_lack_its_token() -> None:
     model = tiny_loaded("llama")
-    model.tokenizer.pad_token = None
-    assert pad_token(model) == 0
-    assert pad_token(replace(model, tokenizer=model_of("llama").tokenizer)) == 0
+    block = align([[5, 6], [7, 8, 9]], [[], []], model.device)
+    clean = teacher_forced(model, block, NO_CUT, nothing)
+    with torch.no_grad():
+        model.module.model.embed_tokens.weight[8] = torch.nan
+    spoiled = teacher_forced(model, block, NO_CUT, nothing)
+    assert torch.equal(spoiled[0], clean[0])
+    assert spoiled[1].isnan().all()

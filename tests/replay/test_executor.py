@@ -112,7 +112,7 @@ def test_golden_texts_are_those_of_transformers_generate(family: str) -> None:
     model = model_of(family)
     items = [item for item in ITEMS if item.kind == "generation"]
     (batch,) = batches_of(model, items)
-    block = align([context for context, _ in batch.sequences], [()] * len(items), 0, model.device)
+    block = align([context for context, _ in batch.sequences], [()] * len(items), model.device)
     theirs = model.module.generate(
         input_ids=block.tokens, attention_mask=block.mask, do_sample=False, max_new_tokens=9
     )[:, block.context_width :]

@@ -257,6 +257,7 @@ def test_a_model_that_raises_under_a_fault_is_a_crash(folder, tmp_path, monkeypa
         ReferenceExecutor(plan.model), plan.model, 0, crashing.batches_of(0), crashing.faults_of(0), traced=False
     )
     assert {item.outcome for item in record.items} == {"crash"}
+    assert [strike.old_bits ^ strike.new_bits for strike in record.strikes] == [1 << 30]
     assert torch.equal(plan.model.module.lm_head.weight, clean)
 
 

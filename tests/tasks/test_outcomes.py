@@ -17,7 +17,6 @@ from aftershock.tasks import (
     is_sdc,
     judge,
     score_change,
-    transition,
 )
 
 LETTERS = Letters()
@@ -40,18 +39,17 @@ def loss(value: float) -> Answer:
 
 
 @pytest.mark.parametrize(
-    ("golden", "faulty", "outcome", "moved"),
+    ("golden", "faulty", "outcome"),
     [
-        (1, 1, "masked", "right->right"),
-        (1, 0, "subtle", "right->wrong"),
-        (0, 1, "benign", "wrong->right"),
-        (0, 0, "masked", "wrong->same"),
-        (0, 2, "subtle", "wrong->other"),
+        (1, 1, "masked"),
+        (1, 0, "subtle"),
+        (0, 1, "benign"),
+        (0, 0, "masked"),
+        (0, 2, "subtle"),
     ],
 )
-def test_choice(golden, faulty, outcome, moved):
+def test_choice(golden, faulty, outcome):
     assert classify(CHOICE, chosen(golden), chosen(faulty)) == outcome
-    assert transition(chosen(golden), chosen(faulty)) == moved
 
 
 @pytest.mark.parametrize(
@@ -106,7 +104,6 @@ def test_text_with_a_reference(text, outcome):
 def test_text_without_a_reference(text, outcome):
     golden = written(FREE, "a wise old man named Tom")
     assert classify(FREE, golden, written(FREE, text)) == outcome
-    assert transition(golden, written(FREE, text)) == "no reference"
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,10 @@ class StudyProgress:
                 self._bar.update(task, completed=self._bar.tasks[task].total)
             self._tasks[progress.phase] = self._bar.add_task(PHASES[progress.phase], total=progress.total, note="")
             self._begin, self._first, self._said = time.monotonic(), progress.done, 0.0
+        if progress.stored and progress.record is not None:
+            self._begin, self._first = time.monotonic(), progress.done
+            self._shares.append(progress.record.sdc_share)
+            return
         note = self._note(progress)
         self._bar.update(self._tasks[progress.phase], completed=progress.done, note=note)
         last = progress.done == progress.total

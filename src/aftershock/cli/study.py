@@ -82,5 +82,9 @@ def _settings(study: str | None, options: dict[str, dict[str, Any]], faults: Pat
         if given:
             tables[table] = {**tables.get(table, {}), **given}
     if faults is not None:
+        if options["run"]["trials"] is not None:
+            raise typer.BadParameter(
+                "a fault list runs one trial a line, so leave one of --trials and --faults out", param_hint="--trials"
+            )
         tables["fault_list"] = [format_faults(trial) for trial in read_faults(faults)]
     return check_settings(tables, "the command line")

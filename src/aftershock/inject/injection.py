@@ -212,7 +212,7 @@ class Injection:
             due_now = self._due.pop(name, ())
             for due in due_now:
                 self._strike(due, output_tensor(output))
-            if due_now and isinstance(output, tuple):
+            if isinstance(output, tuple) and any(self._outputs[due.fault].component == "router" for due in due_now):
                 # A router has chosen the experts already: let it choose again, from the struck logits.
                 return reroute(module, inputs[0], output_tensor(output))
             return None

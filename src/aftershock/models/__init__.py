@@ -13,7 +13,6 @@ from aftershock.models.passes import (
     align,
     end_tokens,
     generate,
-    pad_token,
     teacher_forced,
 )
 from aftershock.models.routing import reroute
@@ -43,7 +42,6 @@ __all__ = [
     "load",
     "model_hash",
     "output_tensor",
-    "pad_token",
     "pull",
     "reroute",
     "stage_of",

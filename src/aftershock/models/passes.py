@@ -86,18 +86,24 @@ BeforePass = Callable[[Pass], None]
 def align(
     contexts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
-    pad_token: int,
     device: torch.device,
 ) -> Block:
-    """A block of contexts and the answer tokens that are fed after them (empty ones to generate)."""
+    """A block of contexts and the answer tokens that are fed after them (empty ones to generate).
+
+    Padding is masked, so any token will do: a row is padded with its own first and last token. A fault in the
+    embedding of a token then never reaches rows that don't hold it (NaN x 0 is NaN, also in a masked column).
+    """
     width = max(map(len, contexts))
     columns = width + max(map(len, answers))
-    tokens = torch.full((len(contexts), columns), pad_token, dtype=torch.int64)
-    mask = torch.zeros_like(tokens)
-    for row, (context, answer) in enumerate(zip(contexts, answers, strict=True)):
-        filled = slice(width - len(context), width + len(answer))
-        tokens[row, filled] = torch.tensor([*context, *answer], dtype=torch.int64)
-        mask[row, filled] = 1
+    rows = [(*context, *answer) for context, answer in zip(contexts, answers, strict=True)]
+    before = [width - len(context) for context in contexts]
+    after = [columns - begin - len(row) for begin, row in zip(before, rows, strict=True)]
+    tokens = torch.tensor(
+        [(row[0],) * left + row + (row[-1],) * right for left, row, right in zip(before, rows, after, strict=True)]
+    )
+    mask = torch.tensor(
+        [(0,) * left + (1,) * len(row) + (0,) * right for left, row, right in zip(before, rows, after, strict=True)]
+    )
     return Block(
         tokens.to(device),
         mask.to(device),
@@ -213,12 +219,6 @@ def generate(
         stop = mask.shape[1]
         logits = call(chosen[:, None], number + 1, number + 1, stop - 1, stop)
     return Generated(tuple(map(tuple, tokens)), tuple(finite))
-
-
-def pad_token(model: LoadedModel) -> int:
-    """Token id that fills padding; masked everywhere, so any valid id will do where the tokenizer names none."""
-    token = model.tokenizer.pad_token_id
-    return 0 if token is None else int(token)
 
 
 def end_tokens(model: LoadedModel) -> frozenset[int]:

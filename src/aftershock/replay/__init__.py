@@ -1,7 +1,15 @@
 """Golden runs, and trials against them."""
 
 from aftershock.replay.batches import Batch, make_batches
-from aftershock.replay.executor import Distance, Executor, ItemRun, ReferenceExecutor, Run, distance
+from aftershock.replay.executor import (
+    Distance,
+    Executor,
+    ItemRun,
+    ModelCrashedError,
+    ReferenceExecutor,
+    Run,
+    distance,
+)
 from aftershock.replay.trace import residual_error
 
 __all__ = [
@@ -9,6 +17,7 @@ __all__ = [
     "Distance",
     "Executor",
     "ItemRun",
+    "ModelCrashedError",
     "ReferenceExecutor",
     "Run",
     "distance",

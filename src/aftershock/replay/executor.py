@@ -4,15 +4,17 @@ Other executors must give the same runs, bit for bit; they share this module's `
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
+from aftershock.errors import ContractError, InputError
 from aftershock.faults import Fault, splits
 from aftershock.inject import Injection, Struck
-from aftershock.models import Block, LoadedModel, align, generate, pad_token, teacher_forced
+from aftershock.models import Block, LoadedModel, align, generate, teacher_forced
 from aftershock.replay.batches import Batch
 from aftershock.tasks import Answer, RowResult, judge
 
@@ -43,6 +45,18 @@ class Run:
     struck: tuple[Struck, ...]
 
 
+class ModelCrashedError(Exception):
+    """The model itself failed under the faults, as an index out of range would make it: that is a result.
+
+    `struck` holds the words that faults wrote before. A machine that ran out of memory or lost its accelerator is no
+    result, and neither is a fault that can't be armed: those exceptions pass through as they are.
+    """
+
+    def __init__(self, error: Exception, struck: tuple[Struck, ...]) -> None:
+        super().__init__(str(error))
+        self.struck = struck
+
+
 class Executor(Protocol):
     """Runs a batch without faults and with them, in the same shapes."""
 
@@ -51,7 +65,7 @@ class Executor(Protocol):
         ...
 
     def trial(self, batch: Batch, faults: Sequence[Fault]) -> Run:
-        """The run under the faults."""
+        """The run under the faults. Raises ModelCrashedError when the model itself fails under them."""
         ...
 
 
@@ -79,16 +93,30 @@ class ReferenceExecutor:
         golden = self.golden(batch, faults)
         return self._run(batch, tuple(faults), splits(tuple(faults)), golden)
 
+    @contextmanager
+    def _armed(self, faults: tuple[Fault, ...]) -> Iterator[Injection]:
+        """The faults armed; an exception that they provoke in the model is raised as ModelCrashedError."""
+        injection = Injection(self.model, faults)
+        try:
+            with injection:
+                yield injection
+        except (ContractError, InputError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except Exception as error:
+            if not faults or "DefaultCPUAllocator" in str(error):
+                raise
+            raise ModelCrashedError(error, injection.struck) from error
+
     def _run(self, batch: Batch, faults: tuple[Fault, ...], boundaries: frozenset[int], golden: Run | None) -> Run:
         texts: tuple[tuple[int, ...], ...] = ()
         if not batch.generates:
             block = self._block(batch, [answer for _, answer in batch.sequences])
-            with Injection(self.model, faults) as injection:
+            with self._armed(faults) as injection:
                 logits = teacher_forced(self.model, block, boundaries, injection.begin_pass)
             results = _scored(batch, logits)
         else:
             block = self._block(batch, [() for _ in batch.sequences])
-            with Injection(self.model, faults) as injection:
+            with self._armed(faults) as injection:
                 written = generate(
                     self.model,
                     block,
@@ -102,7 +130,7 @@ class ReferenceExecutor:
             )
             texts = written.tokens if golden is None else tuple(item.forced for item in golden.items)
             block = self._block(batch, [tokens[:-1] for tokens in texts])
-            with Injection(self.model, faults) as forced:
+            with self._armed(faults) as forced:
                 logits = teacher_forced(self.model, block, boundaries, forced.begin_pass)
         kept = [_compared(logits[row], 1 + block.answer_lengths[row]) for row in range(block.rows)]
         items = tuple(
@@ -118,7 +146,7 @@ class ReferenceExecutor:
 
     def _block(self, batch: Batch, answers: Sequence[Sequence[int]]) -> Block:
         contexts = [context for context, _ in batch.sequences]
-        return align(contexts, answers, pad_token(self.model), self.model.device)
+        return align(contexts, answers, self.model.device)
 
 
 def _logits_bytes(run: Run) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from aftershock.faults import Fault, splits
 from aftershock.inject import Injection
-from aftershock.models import Block, LoadedModel, align, pad_token, teacher_forced
+from aftershock.models import Block, LoadedModel, align, teacher_forced
 from aftershock.replay.batches import Batch
 from aftershock.replay.executor import Run
 
@@ -25,7 +25,7 @@ def residual_error(model: LoadedModel, batch: Batch, faults: Sequence[Fault], go
         answers = [item.forced[:-1] for item in golden.items]
     else:
         answers = [answer for _, answer in batch.sequences]
-    block = align(contexts, answers, pad_token(model), model.device)
+    block = align(contexts, answers, model.device)
     clean = _residual_stream(model, block, (), splits(tuple(faults)))
     faulty = _residual_stream(model, block, faults, splits(tuple(faults)))
     return tuple(_relative_error(a, b, block.mask) for a, b in zip(clean, faulty, strict=True))

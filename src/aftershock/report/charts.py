@@ -12,8 +12,9 @@ import polars as pl
 
 from aftershock.models import COMPONENTS
 from aftershock.numerics import BIT_CLASSES
-from aftershock.report.tables import ALL_SITES, OUTCOMES, OUTSIDE
+from aftershock.report.tables import ALL_SITES, OUTSIDE
 from aftershock.report.wording import rate
+from aftershock.tasks import OUTCOMES
 
 OUTCOME_COLOURS = {
     "masked": "#98a2ad",
@@ -207,7 +208,7 @@ def growth_chart(growth: pl.DataFrame) -> alt.LayerChart:
     colour = alt.Color(
         "outcome:N",
         title="worst outcome",
-        scale=alt.Scale(domain=list(OUTCOMES[:-1]), range=[OUTCOME_COLOURS[one] for one in OUTCOMES[:-1]]),
+        scale=alt.Scale(domain=list(OUTCOMES), range=[OUTCOME_COLOURS[one] for one in OUTCOMES]),
         legend=alt.Legend(orient="top", symbolOpacity=1, symbolStrokeWidth=2.5),
     )
     tooltip = [alt.Tooltip(f"{name}:N") for name in ("trial", "fault", "outcome")]

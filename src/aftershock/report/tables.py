@@ -2,17 +2,14 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import get_args
 
 import numpy as np
 import polars as pl
 
 from aftershock.report.wording import rate, visible
 from aftershock.stats import by_label
-from aftershock.study import DUE, SDC, GoldenRecord, ItemRecord, Outcome, TrialRecord
-
-OUTCOMES: tuple[str, ...] = get_args(Outcome)
-"""Every outcome, from harmless to fatal, `unreached` last."""
+from aftershock.study import DUE, SDC, GoldenRecord, ItemRecord, TrialRecord
+from aftershock.tasks import OUTCOMES
 
 OUTSIDE = "–"
 """Layer label of what lies in no single decoder layer (embedding, last norm, lm_head, faults in several)."""
@@ -35,7 +32,7 @@ _TRIAL_SCHEMA: dict[str, pl.DataType] = {
     "new_value": pl.Float64(),
     "items": pl.Int64(),
     "eligible": pl.Int64(),
-    **{outcome: pl.Int64() for outcome in OUTCOMES if outcome != "unreached"},
+    **{outcome: pl.Int64() for outcome in OUTCOMES},
     "sdc_share": pl.Float64(),
     "due_share": pl.Float64(),
     "score_change": pl.Float64(),
@@ -74,7 +71,7 @@ def trial_frame(trials: Iterable[TrialRecord]) -> pl.DataFrame:
 
 def _trial_row(trial: TrialRecord) -> dict[str, object]:
     eligible = trial.eligible
-    counts = {outcome: sum(item.outcome == outcome for item in eligible) for outcome in OUTCOMES}
+    counts: dict[str, int] = {outcome: sum(item.outcome == outcome for item in eligible) for outcome in OUTCOMES}
     strike = trial.strikes[0] if trial.strikes else None
     return {
         "trial": trial.trial,
@@ -91,7 +88,7 @@ def _trial_row(trial: TrialRecord) -> dict[str, object]:
         "new_value": strike and strike.new_value,
         "items": len(trial.items),
         "eligible": len(eligible),
-        **{outcome: count for outcome, count in counts.items() if outcome != "unreached"},
+        **counts,
         "sdc_share": _share(sum(counts[outcome] for outcome in SDC), len(eligible)),
         "due_share": _share(sum(counts[outcome] for outcome in DUE), len(eligible)),
         "score_change": _mean(item.score_change for item in trial.items),
@@ -164,11 +161,11 @@ def rate_frame(trials: pl.DataFrame, by: Sequence[str], share: str = "sdc_share"
 
 def outcome_frame(trials: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
     """Rows of `rate_frame` for the share of each outcome, with a column `outcome`. `unreached` is never eligible."""
-    shares = trials.with_columns(pl.col(outcome) / pl.col("eligible") for outcome in OUTCOMES[:-1]).with_columns(
-        pl.col(outcome).fill_nan(None) for outcome in OUTCOMES[:-1]
+    shares = trials.with_columns(pl.col(outcome) / pl.col("eligible") for outcome in OUTCOMES).with_columns(
+        pl.col(outcome).fill_nan(None) for outcome in OUTCOMES
     )
     return pl.concat(
-        rate_frame(shares, by, outcome).with_columns(pl.lit(outcome).alias("outcome")) for outcome in OUTCOMES[:-1]
+        rate_frame(shares, by, outcome).with_columns(pl.lit(outcome).alias("outcome")) for outcome in OUTCOMES
     )
 
 

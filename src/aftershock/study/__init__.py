@@ -12,7 +12,6 @@ from aftershock.study.records import (
     GoldenRecord,
     ItemRecord,
     NoiseRecord,
-    Outcome,
     Strike,
     TrialRecord,
 )
@@ -29,7 +28,6 @@ __all__ = [
     "GoldenRecord",
     "ItemRecord",
     "NoiseRecord",
-    "Outcome",
     "Outlook",
     "Plan",
     "Progress",

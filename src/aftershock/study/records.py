@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from aftershock.tasks import OUTCOMES, is_sdc
+from aftershock.tasks import OUTCOMES, Outcome, is_sdc
 
 RECORD_VERSION = 1
 
-Outcome = Literal["masked", "benign", "subtle", "distorted", "non_finite", "crash", "unreached"]
+ItemOutcome = Literal[Outcome, "unreached"]
 """`unreached`: the fault's moment never came for this item (its answer had ended before)."""
 
 SDC = frozenset(outcome for outcome in OUTCOMES if is_sdc(outcome))
@@ -56,7 +56,7 @@ class ItemRecord(Record):
     """
 
     item: str
-    outcome: Outcome
+    outcome: ItemOutcome
     eligible: bool
     right: bool | None
     output: str | None

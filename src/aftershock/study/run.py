@@ -27,12 +27,16 @@ Phase = Literal["golden", "noise", "trials"]
 
 @dataclass(frozen=True)
 class Progress:
-    """What a running study says of itself: `done` of `total` steps of a phase, and the trial just finished."""
+    """What a running study says of itself: `done` of `total` steps of a phase, and the trial just finished.
+
+    `stored` tells that the trial was finished before this session, in the study that is resumed.
+    """
 
     phase: Phase
     done: int
     total: int
     record: TrialRecord | None = None
+    stored: bool = False
 
 
 Watch = Callable[[Progress], None]
@@ -55,6 +59,8 @@ def run_study(plan: Plan, folder: Path, *, resume: bool = False, watch: Watch = 
                 watch(Progress("noise", number, perturbations))
                 store.put_noise(number, _noise(plan, executor, number))
             done = store.done()
+            for finished, record in enumerate(stored.trials, 1):
+                watch(Progress("trials", finished, plan.trials, record, stored=True))
             finished = len(done)
             for trial in range(plan.trials):
                 if trial in done:

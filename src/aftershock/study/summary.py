@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 
 from aftershock.stats import Estimate, any_rate, by_label, cluster_interval, clustering, paired_excess
-from aftershock.study.records import DUE, SDC, ItemRecord, Outcome, Record, TrialRecord
+from aftershock.study.records import DUE, SDC, ItemOutcome, ItemRecord, Record, TrialRecord
 from aftershock.study.store import StoredStudy
 
 LABELS = MappingProxyType[str, Callable[[TrialRecord], str | None]](
@@ -196,7 +196,7 @@ def _rate(estimator: Callable[[Sequence[float]], Estimate], shares: Sequence[flo
 
 def _count(items: Iterable[ItemRecord]) -> dict[str, int]:
     counts = Counter(item.outcome for item in items)
-    return {outcome: counts[outcome] for outcome in get_args(Outcome)}
+    return {outcome: counts[outcome] for outcome in get_args(ItemOutcome)}
 
 
 def _group(trials: Sequence[TrialRecord], label: Callable[[TrialRecord], str | None]) -> tuple[LabelledRate, ...]:

@@ -5,13 +5,10 @@ import json
 import logging
 from collections.abc import Sequence
 
-import torch
-
-from aftershock.errors import ContractError, InputError
 from aftershock.faults import Fault, Labels, labels
 from aftershock.inject import Struck
 from aftershock.models import LoadedModel
-from aftershock.replay import Batch, Executor, ItemRun, distance, residual_error
+from aftershock.replay import Batch, Executor, ItemRun, ModelCrashedError, distance, residual_error
 from aftershock.study.records import ItemRecord, Strike, TrialRecord
 from aftershock.tasks import Answer, Item, classify, score_change
 
@@ -39,14 +36,9 @@ def run_trial(
         golden = executor.golden(batch, faults)
         try:
             run = executor.trial(batch, faults)
-        except (ContractError, InputError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
-        except Exception as error:
-            if "DefaultCPUAllocator" in str(error):
-                raise
-            # The model itself failed under the fault, as an index out of range would make it: that is a result. A
-            # machine that ran out of memory or lost its accelerator is none.
+        except ModelCrashedError as error:
             _log.info("trial %d crashed: %s", trial, error)
+            strikes += _strikes(batch, error.struck)
             items += [_crashed(item, clean.answer) for item, clean in zip(batch.items, golden.items, strict=True)]
             continue
         if traced:

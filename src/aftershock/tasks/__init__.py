@@ -8,12 +8,10 @@ from aftershock.tasks.outcomes import (
     OUTCOMES,
     Distortion,
     Outcome,
-    Transition,
     classify,
     distortion,
     is_sdc,
     score_change,
-    transition,
 )
 
 __all__ = [
@@ -27,7 +25,6 @@ __all__ = [
     "RowResult",
     "Task",
     "Tokenizer",
-    "Transition",
     "classify",
     "distortion",
     "encode",
@@ -40,6 +37,5 @@ __all__ = [
     "rouge1",
     "score_change",
     "text_items",
-    "transition",
     "windows",
 ]

@@ -24,11 +24,7 @@ from aftershock.tasks.judge import ROUGE_RIGHT, rouge1, words
 
 Outcome = Literal["masked", "benign", "subtle", "distorted", "non_finite", "crash"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
-
 """In the order of harm, detected errors last."""
-
-Transition = Literal["right->right", "right->wrong", "wrong->right", "wrong->same", "wrong->other", "no reference"]
-"""How the task's verdict moved from golden to faulty."""
 
 Distortion = Literal[
     "empty", "runaway", "repetition", "broken characters", "foreign script", "symbols", "mangled words"
@@ -83,17 +79,6 @@ def classify(item: Item, golden: Answer, faulty: Answer) -> Outcome:
 def is_sdc(outcome: str) -> bool:
     """Whether an outcome is a silent data corruption: wrong, and nothing said so."""
     return outcome in ("subtle", "distorted")
-
-
-def transition(golden: Answer, faulty: Answer) -> Transition:
-    """How the task's verdict moved; `wrong->same` keeps golden's wrong output, `wrong->other` does not."""
-    if golden.right is None or faulty.right is None:
-        return "no reference"
-    if golden.right:
-        return "right->right" if faulty.right else "right->wrong"
-    if faulty.right:
-        return "wrong->right"
-    return "wrong->same" if faulty.output == golden.output else "wrong->other"
 
 
 def score_change(item: Item, golden: Answer, faulty: Answer) -> float:
