@@ -7,7 +7,9 @@ import torch
 
 from aftershock.errors import ContractError, InputError
 from aftershock.models import model_hash
+from aftershock.replay import ModelCrashedError, ReferenceExecutor
 from aftershock.study import DUE, SDC, Plan, StoredStudy, load_study, make_plan, run_study, summarise
+from aftershock.study.trial import run_trial
 from tiny_study import ITEMS, tiny_settings
 
 
@@ -237,7 +239,7 @@ def test_a_model_that_raises_under_a_fault_is_a_crash(folder, tmp_path, monkeypa
     lines = (f"weight {plan.model.components.parameters[0].name}[3,3] flip 30 always",)
     settings = plan.settings.model_copy(update={"fault_list": lines})
     crashing = Plan(settings, plan.model, plan.task, plan.batches, plan.population, plan.environment)
-    with pytest.raises(IndexError):
+    with pytest.raises(ModelCrashedError, match="out of range"):
         # The noise floor has no crash class: a model that fails on meaningless changes is no model to study.
         run_study(
             Plan(
@@ -250,9 +252,6 @@ def test_a_model_that_raises_under_a_fault_is_a_crash(folder, tmp_path, monkeypa
             ),
             tmp_path / "noise",
         )
-    from aftershock.replay import ReferenceExecutor
-    from aftershock.study.trial import run_trial
-
     record = run_trial(
         ReferenceExecutor(plan.model), plan.model, 0, crashing.batches_of(0), crashing.faults_of(0), traced=False
     )
