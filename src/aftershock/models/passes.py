@@ -144,12 +144,18 @@ def teacher_forced(
             position_ids=block.positions[:, start:stop],
             past_key_values=cache,
             use_cache=cache is not None,
-            # Zero would mean "all" to transformers; the one column of a pure prefill call is dropped below.
-            logits_to_keep=max(kept, 1),
+            # The one column of a pure prefill call is dropped below.
+            logits_to_keep=_last_columns(max(kept, 1), stop - start, block),
         )
         if kept:
             logits.append(output.logits)
     return torch.cat(logits, dim=1) if len(logits) > 1 else logits[0]
+
+
+def _last_columns(kept: int, columns: int, block: Block) -> torch.Tensor:
+    """Indices of the columns that lm_head sees. A number of columns would mean the same, but gives lm_head a strided
+    view, for which torch copies its whole weight once a row (2.3 s instead of 0.1 s for 16 rows in bf16 on a CPU)."""
+    return torch.arange(columns - kept, columns, device=block.tokens.device)
 
 
 @dataclass(frozen=True)
@@ -192,7 +198,7 @@ def generate(
             position_ids=positions[:, start:stop],
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=_last_columns(1, stop - start, block),
         )
         logits: torch.Tensor = output.logits[:, -1]
         return logits
