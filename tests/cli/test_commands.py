@@ -159,7 +159,7 @@ def test_interrupted_study_goes_on_to_the_same_records(command, tiny, tmp_path, 
     resumed = one_object(printed.out)
     assert resumed["trials"] == 12
     # The rate shown so far counts the faults of both sessions.
-    assert f"n = {resumed['sdc_rate']['n_faults']})" in printed.err.splitlines()[-1]
+    assert f"n = {resumed['sdc_rate']['n_faults']})" in printed.err
     assert resumed["records_digest"] == load_study(finished).records_digest
 
 

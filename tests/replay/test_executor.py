@@ -120,11 +120,12 @@ def test_golden_texts_are_those_of_transformers_generate(family: str) -> None:
     for item, run, sequences in zip(batch.items, golden.items, batch.sequence_of, strict=True):
         tokens = theirs[sequences[0]].tolist()[: item.max_new_tokens]
         tokens = tokens[: tokens.index(2)] if 2 in tokens else tokens
-        assert run.forced == tuple(tokens)
+        ended = len(tokens) < item.max_new_tokens
+        assert run.forced == (*tokens, 2) if ended else tuple(tokens)
         assert run.answer.output == model.tokenizer.decode(tokens, skip_special_tokens=False).strip()
         # Teacher-forced on its own text the model predicts it again.
-        assert run.logits[0].argmax(-1).tolist()[: len(tokens)] == tokens
-        assert len(run.logits[0]) == max(1, len(tokens))
+        places = np.linspace(0, len(run.forced) - 1, min(8, len(run.forced))).astype(int)
+        assert run.logits[0].argmax(-1).tolist() == [run.forced[place] for place in places]
 
 
 @pytest.mark.parametrize("family", MODEL_FAMILIES)
@@ -252,11 +253,11 @@ def test_long_answers_are_compared_at_evenly_spread_positions() -> None:
     model = model_of("llama")
     (batch,) = batches_of(model, [lm("long", "T", "abcdefghij" * 20)])
     (run,) = ReferenceExecutor(model).golden(batch).items
-    assert tuple(run.logits[0].shape) == (64, 100)
+    assert tuple(run.logits[0].shape) == (8, 100)
     tokens = model.tokenizer.encode("T" + "abcdefghij" * 20)
     with torch.inference_mode():
         logits = model.module(input_ids=torch.tensor([tokens[:-1]])).logits[0]
-    places = [int(place) for place in np.linspace(0, 199, 64)]
+    places = [int(place) for place in np.linspace(0, 199, 8)]
     torch.testing.assert_close(run.logits[0], logits[places], rtol=1e-3, atol=1e-4)
 
 

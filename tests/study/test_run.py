@@ -9,7 +9,7 @@ from aftershock.errors import ContractError, InputError
 from aftershock.models import model_hash
 from aftershock.replay import ModelCrashedError, ReferenceExecutor
 from aftershock.study import DUE, SDC, Plan, StoredStudy, load_study, make_plan, run_study, summarise
-from aftershock.study.trial import run_trial
+from aftershock.study.trial import trial_records
 from tiny_study import ITEMS, tiny_settings
 
 
@@ -252,9 +252,7 @@ def test_a_model_that_raises_under_a_fault_is_a_crash(folder, tmp_path, monkeypa
             ),
             tmp_path / "noise",
         )
-    record = run_trial(
-        ReferenceExecutor(plan.model), plan.model, 0, crashing.batches_of(0), crashing.faults_of(0), traced=False
-    )
+    (record,) = trial_records(ReferenceExecutor(plan.model), crashing, [0], lambda _: False)
     assert {item.outcome for item in record.items} == {"crash"}
     assert [strike.old_bits ^ strike.new_bits for strike in record.strikes] == [1 << 30]
     assert torch.equal(plan.model.module.lm_head.weight, clean)

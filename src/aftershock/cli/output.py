@@ -22,7 +22,9 @@ status = Console(stderr=True, highlight=False)
 
 SECONDS_BETWEEN_LINES = 5.0
 
-PHASES = MappingProxyType({"golden": "golden and A/A run", "noise": "noise floor", "trials": "trials"})
+PHASES = MappingProxyType(
+    {"golden": "golden and A/A run", "noise": "noise floor", "trials": "trials", "audit": "audit"}
+)
 
 
 def print_json(record: BaseModel) -> None:

@@ -2,7 +2,7 @@
 
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +24,10 @@ def command(
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
     faults: Annotated[Path | None, typer.Option(help="Your own faults, one trial a line, see docs/faults.md.")] = None,
+    executor: Annotated[
+        Literal["fast", "reference"],
+        typer.Option(help="reference runs every trial in full; the records are the same."),
+    ] = "fast",
     trials: Annotated[int | None, typer.Option(help="Number of trials.")] = None,
     seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, sizing and time; run nothing.")] = False,
@@ -31,6 +35,8 @@ def command(
     json: Json = False,
 ) -> int:
     """Put faults into a model, run a task, and report what became of the answers."""
+    from aftershock.errors import ContractError
+    from aftershock.replay import FastExecutor, ReferenceExecutor
     from aftershock.report import write_report
     from aftershock.study import estimate_seconds, make_plan, outlook, run_study, summarise
 
@@ -51,11 +57,18 @@ def command(
     if not json:
         _show(outlook(plan), json)
     with StudyProgress() as progress:
-        stored = run_study(plan, out, resume=resume, watch=progress)
+        runs = {"fast": FastExecutor, "reference": ReferenceExecutor}[executor](plan.model)
+        stored = run_study(plan, out, resume=resume, watch=progress, executor=runs)
     page = write_report(stored, out)
-    _show(summarise(stored), json)
+    summary = summarise(stored)
+    _show(summary, json)
     if not json:
         console.print(f"\nreport: {page}", soft_wrap=True, markup=False)
+    if summary.audit is not None and summary.audit.disagreements:
+        raise ContractError(
+            f"{summary.audit.disagreements} of {summary.audit.trials} audited trials differ from the reference "
+            "executor's; run the study with --executor reference, and please report this"
+        )
     return 0
 
 

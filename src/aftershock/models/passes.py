@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from aftershock.errors import InputError
 from aftershock.models.loading import LoadedModel
 from aftershock.models.stages import FIRST_TOKEN, decode
 
@@ -123,15 +124,21 @@ def cut(block: Block, boundaries: frozenset[int]) -> Iterator[tuple[int, int]]:
 
 @torch.inference_mode()
 def teacher_forced(
-    model: LoadedModel, block: Block, boundaries: frozenset[int], before_pass: BeforePass
+    model: LoadedModel,
+    block: Block,
+    boundaries: frozenset[int],
+    before_pass: BeforePass,
+    cache: DynamicCache | None = None,
 ) -> torch.Tensor:
     """Logits that predict every answer token, the block's own tokens being fed.
 
     Returns shape (rows, 1 + longest answer fed, vocabulary) in the model's dtype; entry [r, j] predicts answer
-    token j of row r. The run is one forward call, cut before each of `boundaries`.
+    token j of row r. The run is one forward call, cut before each of `boundaries`. `cache`, an empty one, is filled
+    with the keys and values of all columns.
     """
     calls = list(cut(block, boundaries))
-    cache = DynamicCache(config=model.module.config) if len(calls) > 1 else None
+    if cache is None and len(calls) > 1:
+        cache = DynamicCache(config=model.module.config)
     active = tuple(True for _ in range(block.rows))
     logits = []
     for first, last in calls:
@@ -145,27 +152,121 @@ def teacher_forced(
             past_key_values=cache,
             use_cache=cache is not None,
             # The one column of a pure prefill call is dropped below.
-            logits_to_keep=_last_columns(max(kept, 1), stop - start, block),
+            logits_to_keep=_last_columns(max(kept, 1), stop - start, block.tokens.device),
         )
         if kept:
             logits.append(output.logits)
     return torch.cat(logits, dim=1) if len(logits) > 1 else logits[0]
 
 
-def _last_columns(kept: int, columns: int, block: Block) -> torch.Tensor:
+def _last_columns(kept: int, columns: int, device: torch.device) -> torch.Tensor:
     """Indices of the columns that lm_head sees. A number of columns would mean the same, but gives lm_head a strided
     view, for which torch copies its whole weight once a row (2.3 s instead of 0.1 s for 16 rows in bf16 on a CPU)."""
-    return torch.arange(columns - kept, columns, device=block.tokens.device)
+    return torch.arange(columns - kept, columns, device=device)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A row in the middle of its answer, able to go on in other company.
+
+    `keys[l]` and `values[l]`, shape (heads, tokens, channels), are those of layer l for every token fed so far.
+    `written` is the answer so far; its last token is the one to feed next. `limit` and `stop` end the answer.
+    """
+
+    keys: tuple[torch.Tensor, ...]
+    values: tuple[torch.Tensor, ...]
+    written: tuple[int, ...]
+    limit: int
+    stop: tuple[str, ...]
+
+    @property
+    def fed(self) -> int:
+        """Number of tokens fed so far, context included."""
+        return int(self.keys[0].shape[1])
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Greedy answers. `tokens[r]` excludes the end-of-sequence token; `finite[r]` is False when a NaN or an
-    infinity reached the logits of row r before its answer ended.
+    """Greedy answers.
+
+    `tokens[r]` is the text of row r, `ends[r]` the end-of-sequence token after it (None where a limit or a stop string
+    ended it). `finite[r]` is False when a NaN or an infinity reached the logits of row r before its answer ended.
+    `margins[r]` holds, for every token chosen (`ends[r]` included), its logit minus the best other one, in fp32.
     """
 
     tokens: tuple[tuple[int, ...], ...]
+    ends: tuple[int | None, ...]
     finite: tuple[bool, ...]
+    margins: tuple[tuple[float, ...], ...]
+
+
+class _Answers:
+    """Greedy answers while they are being written."""
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        written: Sequence[Sequence[int]],
+        limits: Sequence[int],
+        stops: Sequence[tuple[str, ...]],
+    ) -> None:
+        self._model, self._limits, self._stops = model, limits, stops
+        self._end_tokens = end_tokens(model)
+        self._tokens = [list(tokens) for tokens in written]
+        self._ends: list[int | None] = [None] * len(written)
+        self._finite = [True] * len(written)
+        self._margins: list[list[float]] = [[] for _ in written]
+        self.active = [True] * len(written)
+
+    def take(self, logits: torch.Tensor) -> torch.Tensor:
+        """Choose the next token of every row from logits (rows, vocabulary); returns them, shape (rows,)."""
+        choices = choose(logits)
+        finite, margins = choices.finite.tolist(), choices.margins.tolist()
+        for row, token in enumerate(choices.tokens.tolist()):
+            if not self.active[row]:
+                continue
+            self._finite[row] &= finite[row]
+            self._margins[row].append(margins[row])
+            if token in self._end_tokens:
+                self._ends[row] = token
+                self.active[row] = False
+                continue
+            self._tokens[row].append(token)
+            self.active[row] = not has_ended(self._model, self._tokens[row], self._limits[row], self._stops[row])
+        return choices.tokens.to(logits.device)
+
+    def done(self) -> Generated:
+        return Generated(
+            tuple(map(tuple, self._tokens)),
+            tuple(self._ends),
+            tuple(self._finite),
+            tuple(map(tuple, self._margins)),
+        )
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Greedy choices from logits of shape (..., vocabulary); every field is a CPU tensor of shape (...).
+
+    `tokens`: the lowest of the best; NaN is above everything. `finite`: whether all logits are. `best`: the logit of
+    the choice, `margins`: what the runner-up lacks to it, both in fp32.
+    """
+
+    tokens: torch.Tensor
+    finite: torch.Tensor
+    best: torch.Tensor
+    margins: torch.Tensor
+
+
+def choose(logits: torch.Tensor) -> Choices:
+    """The greedy choice at every place."""
+    two = logits.topk(2, dim=-1).values.float()
+    return Choices(
+        logits.argmax(-1).cpu(),
+        torch.isfinite(logits).all(-1).cpu(),
+        two[..., 0].cpu(),
+        (two[..., 0] - two[..., 1]).cpu(),
+    )
 
 
 @torch.inference_mode()
@@ -182,49 +283,85 @@ def generate(
     `limits[r]` is the most tokens row r may write and `stops[r]` the strings that end it. The prompt is one
     forward call, cut before each of `boundaries`.
     """
-    rows = range(block.rows)
     cache = DynamicCache(config=model.module.config)
     mask, positions = block.mask, block.positions
-    tokens: list[list[int]] = [[] for _ in rows]
-    finite = [True] * block.rows
-    active = [True] * block.rows
-    ends = end_tokens(model)
+    answers = _Answers(model, [()] * block.rows, limits, stops)
 
     def call(inputs: torch.Tensor, first: int, last: int, start: int, stop: int) -> torch.Tensor:
-        before_pass(Pass(block, first, last, start, stop, 1, tuple(active)))
-        output = model.module(
-            input_ids=inputs,
-            attention_mask=mask[:, :stop],
-            position_ids=positions[:, start:stop],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=_last_columns(1, stop - start, block),
-        )
-        logits: torch.Tensor = output.logits[:, -1]
-        return logits
+        before_pass(Pass(block, first, last, start, stop, 1, tuple(answers.active)))
+        return _next_logits(model, inputs, mask[:, :stop], positions[:, start:stop], cache)
 
     for first, last in cut(block, boundaries):
         start, stop = block.start(first), block.start(last + 1)
         logits = call(block.tokens[:, start:stop], first, last, start, stop)
-    for number in range(FIRST_TOKEN, FIRST_TOKEN + max(limits)):
-        chosen = logits.argmax(-1)
-        row_finite = torch.isfinite(logits).all(-1).tolist()
-        for row, token in enumerate(chosen.tolist()):
-            if not active[row]:
-                continue
-            finite[row] &= row_finite[row]
-            if token in ends:
-                active[row] = False
-                continue
-            tokens[row].append(token)
-            active[row] = len(tokens[row]) < limits[row] and not _stopped(model, tokens[row], stops[row])
-        if not any(active):
+    for number in range(decode(1), decode(1) + max(limits)):
+        chosen = answers.take(logits)
+        if not any(answers.active):
             break
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
         stop = mask.shape[1]
-        logits = call(chosen[:, None], number + 1, number + 1, stop - 1, stop)
-    return Generated(tuple(map(tuple, tokens)), tuple(finite))
+        logits = call(chosen[:, None], number, number, stop - 1, stop)
+    return answers.done()
+
+
+@torch.inference_mode()
+def continue_greedy(model: LoadedModel, prefixes: Sequence[Prefix], rows: int, columns: int) -> Generated:
+    """Write each row's answer to its end, all rows together, one token a pass.
+
+    The shapes depend on `rows` (the last prefix fills up missing ones) and `columns` (what was fed ends at that
+    column, masked columns before it) alone, so a row's result is the same bits in any company of as many rows.
+    Raises InputError where more rows, or longer ones, are given than that.
+    """
+    if len(prefixes) > rows or any(prefix.fed > columns for prefix in prefixes):
+        raise InputError(f"{len(prefixes)} rows don't fit {rows} rows of {columns} columns: give larger ones")
+    filled = [*prefixes, *[prefixes[-1]] * (rows - len(prefixes))]
+    fed = torch.tensor([prefix.fed for prefix in filled], device=model.device)
+    mask = (torch.arange(columns, device=model.device) >= columns - fed[:, None]).long()
+    cache = DynamicCache()
+    for layer in range(len(filled[0].keys)):
+        keys = _right_aligned([prefix.keys[layer] for prefix in filled], columns)
+        values = _right_aligned([prefix.values[layer] for prefix in filled], columns)
+        cache.update(keys, values, layer)
+    answers = _Answers(
+        model,
+        [prefix.written for prefix in prefixes],
+        [prefix.limit for prefix in prefixes],
+        [prefix.stop for prefix in prefixes],
+    )
+    chosen = torch.tensor([prefix.written[-1] for prefix in filled], device=model.device)
+    position = fed
+    while any(answers.active):
+        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+        logits = _next_logits(model, chosen[:, None], mask, position[:, None], cache)
+        chosen = torch.cat([answers.take(logits[: len(prefixes)]), chosen[len(prefixes) :]])
+        position = position + 1
+    return answers.done()
+
+
+def _right_aligned(states: Sequence[torch.Tensor], columns: int) -> torch.Tensor:
+    """States of shape (heads, tokens, channels) as one tensor (rows, heads, columns, channels) that they end."""
+    heads, _, channels = states[0].shape
+    aligned = states[0].new_zeros((len(states), heads, columns, channels))
+    for row, state in enumerate(states):
+        aligned[row, :, columns - state.shape[1] :] = state
+    return aligned
+
+
+def _next_logits(
+    model: LoadedModel, inputs: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: DynamicCache
+) -> torch.Tensor:
+    """Logits after the last column of `inputs`, shape (rows, vocabulary)."""
+    output = model.module(
+        input_ids=inputs,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=_last_columns(1, inputs.shape[1], inputs.device),
+    )
+    logits: torch.Tensor = output.logits[:, -1]
+    return logits
 
 
 def end_tokens(model: LoadedModel) -> frozenset[int]:
@@ -236,8 +373,11 @@ def end_tokens(model: LoadedModel) -> frozenset[int]:
     return frozenset([ends] if isinstance(ends, int) else ends)
 
 
-def _stopped(model: LoadedModel, tokens: list[int], stops: tuple[str, ...]) -> bool:
-    if not stops:
+def has_ended(model: LoadedModel, tokens: Sequence[int], limit: int, stop: tuple[str, ...]) -> bool:
+    """Whether an answer is over after `tokens`: its limit is reached, or a stop string is in its text."""
+    if len(tokens) >= limit:
+        return True
+    if not stop:
         return False
     text = model.tokenizer.decode(tokens)
-    return any(stop in text for stop in stops)
+    return any(one in text for one in stop)

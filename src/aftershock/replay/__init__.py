@@ -1,22 +1,19 @@
 """Golden runs, and trials against them."""
 
 from aftershock.replay.batches import Batch, make_batches
-from aftershock.replay.executor import (
-    Distance,
-    Executor,
-    ItemRun,
-    ModelCrashedError,
-    ReferenceExecutor,
-    Run,
-    distance,
-)
+from aftershock.replay.distance import Distance, distance
+from aftershock.replay.executor import Executor, ItemRun, Job, ModelCrashedError, Run
+from aftershock.replay.fast import FastExecutor
+from aftershock.replay.reference import ReferenceExecutor
 from aftershock.replay.trace import residual_error
 
 __all__ = [
     "Batch",
     "Distance",
     "Executor",
+    "FastExecutor",
     "ItemRun",
+    "Job",
     "ModelCrashedError",
     "ReferenceExecutor",
     "Run",

@@ -10,7 +10,7 @@ from aftershock.study.plan import Say, make_plan
 from aftershock.study.records import Record, TrialRecord
 from aftershock.study.run import check_unchanged
 from aftershock.study.store import load_study
-from aftershock.study.trial import run_trial
+from aftershock.study.trial import trial_records
 
 
 class Replay(Record):
@@ -47,7 +47,6 @@ def replay_trial(folder: Path, trial: int, say: Say = lambda _: None) -> Replay:
         )
     plan = make_plan(study.settings, say)
     say(f"repeating trial {trial}")
-    faults = plan.faults_of(trial)
-    found = run_trial(ReferenceExecutor(plan.model), plan.model, trial, plan.batches_of(trial), faults, traced=True)
+    (found,) = trial_records(ReferenceExecutor(plan.model), plan, [trial], lambda _: True)
     check_unchanged(plan)
     return Replay(stored=stored, found=found, same_plan=plan.digest == study.plan_digest)

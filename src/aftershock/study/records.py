@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from aftershock.tasks import OUTCOMES, Outcome, is_sdc
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 
 ItemOutcome = Literal[Outcome, "unreached"]
 """`unreached`: the fault's moment never came for this item (its answer had ended before)."""

@@ -13,16 +13,17 @@ from aftershock.errors import ContractError, InputError
 from aftershock.faults import Selection, format_faults, sample_faults, select
 from aftershock.models import model_hash
 from aftershock.numerics import words
-from aftershock.replay import Batch, ItemRun, ReferenceExecutor
+from aftershock.replay import Batch, Executor, FastExecutor, ItemRun, ReferenceExecutor
+from aftershock.study.audit import audited_trials
 from aftershock.study.plan import Plan
 from aftershock.study.records import GoldenRecord, ItemRecord, NoiseRecord, TrialRecord
 from aftershock.study.store import Store, StoredStudy
-from aftershock.study.trial import compare_item, run_trial
+from aftershock.study.trial import compare_item, trial_records
 
 NOISE_INDEX = 2**32
 """Noise perturbations draw from here on, so that they never repeat a trial's own draws."""
 
-Phase = Literal["golden", "noise", "trials"]
+Phase = Literal["golden", "noise", "trials", "audit"]
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,23 @@ class Progress:
 Watch = Callable[[Progress], None]
 
 
-def run_study(plan: Plan, folder: Path, *, resume: bool = False, watch: Watch = lambda _: None) -> StoredStudy:
+def run_study(
+    plan: Plan,
+    folder: Path,
+    *,
+    resume: bool = False,
+    watch: Watch = lambda _: None,
+    executor: Executor | None = None,
+) -> StoredStudy:
     """Run what of the plan is not yet in `folder`, and return the whole study.
 
+    `executor` runs the trials, a FastExecutor if none is given; a share of them is repeated by the reference executor.
     Raises InputError when `folder` holds another study, and ContractError when the model is not, in the end,
     bit for bit the model that was loaded.
     """
     with _open(plan, folder, resume) as store:
         stored = store.read()
-        executor = ReferenceExecutor(plan.model)
+        executor = FastExecutor(plan.model) if executor is None else executor
         with _model_unchanged(plan):
             if not stored.golden:
                 _golden(plan, executor, store, watch)
@@ -61,24 +70,17 @@ def run_study(plan: Plan, folder: Path, *, resume: bool = False, watch: Watch = 
             done = store.done()
             for finished, record in enumerate(stored.trials, 1):
                 watch(Progress("trials", finished, plan.trials, record, stored=True))
-            finished = len(done)
-            for trial in range(plan.trials):
-                if trial in done:
-                    continue
-                begin = time.perf_counter()
-                record = run_trial(
-                    executor,
-                    plan.model,
-                    trial,
-                    plan.batches_of(trial),
-                    plan.faults_of(trial),
-                    plan.traced(trial),
-                )
-                store.put_trial(record, time.perf_counter() - begin)
-                finished += 1
+            begin = time.perf_counter()
+            missing = [trial for trial in range(plan.trials) if trial not in done]
+            for finished, record in enumerate(trial_records(executor, plan, missing, plan.traced), 1 + len(done)):
+                now = time.perf_counter()
+                store.put_trial(record, now - begin)
+                begin = now
                 watch(Progress("trials", finished, plan.trials, record))
                 if finished % plan.settings.run.check_every == 0:
                     check_unchanged(plan)
+            if executor.audited:
+                _audit(plan, store, watch)
         return store.read()
 
 
@@ -110,7 +112,22 @@ def check_unchanged(plan: Plan) -> None:
         raise ContractError("the model in memory is no longer the one that was loaded: an undo failed")
 
 
-def _golden(plan: Plan, executor: ReferenceExecutor, store: Store, watch: Watch) -> None:
+def _audit(plan: Plan, store: Store, watch: Watch) -> None:
+    """Repeat a share of the trials by the reference executor and keep whether each record came out the same."""
+    study = store.read()
+    stored = {record.trial: record for record in study.trials}
+    audited = audited_trials(study.trials, plan.settings.run.audit, plan.settings.run.seed)
+    missing = [trial for trial in audited if trial not in study.audits]
+    done = len(audited) - len(missing)
+    watch(Progress("audit", done, len(audited)))
+    for record in trial_records(ReferenceExecutor(plan.model), plan, missing, lambda _: False):
+        same = stored[record.trial].model_copy(update={"residual_error": None})
+        store.put_audit(record.trial, record.model_dump_json() == same.model_dump_json())
+        done += 1
+        watch(Progress("audit", done, len(audited)))
+
+
+def _golden(plan: Plan, executor: Executor, store: Store, watch: Watch) -> None:
     """Golden answers of every batch in use, each run twice: what differs is the machine's own nondeterminism."""
     records: list[GoldenRecord] = []
     disagreements = 0
@@ -149,7 +166,7 @@ def _identical(first: ItemRun, second: ItemRun) -> bool:
     )
 
 
-def _noise(plan: Plan, executor: ReferenceExecutor, number: int) -> NoiseRecord:
+def _noise(plan: Plan, executor: Executor, number: int) -> NoiseRecord:
     """Perturbation `number` of the noise floor, on one batch.
 
     The first sweep over the batches changes the batch shape, the others change one weight by one unit in the last
@@ -172,7 +189,7 @@ def _noise(plan: Plan, executor: ReferenceExecutor, number: int) -> NoiseRecord:
     return NoiseRecord(sweep=sweep, perturbation=format_faults(faults), items=items)
 
 
-def _other_shape(plan: Plan, executor: ReferenceExecutor, batch: Batch) -> tuple[ItemRecord, ...]:
+def _other_shape(plan: Plan, executor: Executor, batch: Batch) -> tuple[ItemRecord, ...]:
     """A batch run as two halves; one of a single item, beside a copy of itself."""
     half = (len(batch.items) + 1) // 2
     if len(batch.items) == 1:

@@ -45,6 +45,7 @@ class RunSettings(_Table):
     traced           trials whose error is followed through the layers
     threads          CPU threads; they decide rounding too. Not given: torch's own number
     check_every      trials between two checks of the whole model's hash
+    audit            share of the trials, at least 20, that the reference executor repeats
     """
 
     trials: int = Field(400, ge=1)
@@ -55,6 +56,7 @@ class RunSettings(_Table):
     traced: int = Field(24, ge=0)
     threads: int | None = Field(None, ge=1)
     check_every: int = Field(200, ge=1)
+    audit: float = Field(0.02, ge=0, le=1)
 
 
 class StudySettings(_Table):

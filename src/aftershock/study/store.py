@@ -27,6 +27,7 @@ CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE golden (number INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
 CREATE TABLE noise (number INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
 CREATE TABLE trials (trial INTEGER PRIMARY KEY, record TEXT NOT NULL, seconds REAL NOT NULL) STRICT;
+CREATE TABLE audits (trial INTEGER PRIMARY KEY, agrees INTEGER NOT NULL) STRICT;
 """
 
 
@@ -35,7 +36,8 @@ class StoredStudy:
     """A study as its store holds it, complete or not.
 
     `planned` is the number of trials of the plan, `aa_disagreements` the number of items whose fault-free rerun
-    was not bit-identical (None before that was measured), `seconds` the time that the trials took in all.
+    was not bit-identical (None before that was measured), `audits` tells of each trial that the reference executor
+    repeated whether its record was the same, `seconds` is the time that the trials took in all.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class StoredStudy:
     trials: tuple[TrialRecord, ...]
     planned: int
     aa_disagreements: int | None
+    audits: dict[int, bool]
     seconds: float
 
     @property
@@ -140,6 +143,7 @@ class Store:
             golden = self._connection.execute("SELECT record FROM golden ORDER BY number").fetchall()
             noise = self._connection.execute("SELECT record FROM noise ORDER BY number").fetchall()
             trials = self._connection.execute("SELECT record, seconds FROM trials ORDER BY trial").fetchall()
+            audits = self._connection.execute("SELECT trial, agrees FROM audits ORDER BY trial").fetchall()
             return StoredStudy(
                 self.folder,
                 StudySettings.model_validate(meta["settings"]),
@@ -150,6 +154,7 @@ class Store:
                 tuple(TrialRecord.model_validate_json(record) for record, _ in trials),
                 meta["planned"],
                 meta.get("aa_disagreements"),
+                {trial: bool(agrees) for trial, agrees in audits},
                 sum(seconds for _, seconds in trials),
             )
 
@@ -178,6 +183,11 @@ class Store:
             self._connection.execute(
                 "INSERT INTO trials VALUES (?, ?, ?)", (record.trial, record.model_dump_json(), seconds)
             )
+
+    def put_audit(self, trial: int, agrees: bool) -> None:
+        """Keep whether the reference executor gave the same record of a trial."""
+        with _clear_errors(self.folder / FILE), self._connection:
+            self._connection.execute("INSERT INTO audits VALUES (?, ?)", (trial, agrees))
 
 
 def load_study(folder: Path) -> StoredStudy:

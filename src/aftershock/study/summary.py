@@ -9,6 +9,7 @@ from typing import get_args
 import numpy as np
 
 from aftershock.stats import Estimate, any_rate, by_label, cluster_interval, clustering, paired_excess
+from aftershock.study.audit import Audit, audit_of
 from aftershock.study.records import DUE, SDC, ItemOutcome, ItemRecord, Record, TrialRecord
 from aftershock.study.store import StoredStudy
 
@@ -90,6 +91,7 @@ class Summary(Record):
     noise_floor: Rate
     noise_outcomes: dict[str, int]
     golden: Golden
+    audit: Audit | None
     groups: dict[str, tuple[LabelledRate, ...]]
     seconds: float
 
@@ -109,6 +111,8 @@ class Summary(Record):
             f"{golden.aa_disagreements} differ when run again",
             f"records       {self.records_digest}",
         ]
+        if self.audit is not None:
+            lines.insert(-1, f"audit         {self.audit.text()}")
         return "\n".join(lines)
 
 
@@ -142,6 +146,7 @@ def summarise(study: StoredStudy) -> Summary:
             accuracy=right / max(len(referenced), 1),
             aa_disagreements=study.aa_disagreements,
         ),
+        audit=audit_of(study.audits),
         groups={name: _group(trials, label) for name, label in LABELS.items()},
         seconds=study.seconds,
     )

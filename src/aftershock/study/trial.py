@@ -1,58 +1,88 @@
-"""One trial: run the batches under the faults and write down what became of each item."""
+"""Trials: run the batches under the faults and write down what became of each item."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 from aftershock.faults import Fault, Labels, labels
 from aftershock.inject import Struck
-from aftershock.models import LoadedModel
-from aftershock.replay import Batch, Executor, ItemRun, ModelCrashedError, distance, residual_error
+from aftershock.replay import Batch, Executor, ItemRun, Job, ModelCrashedError, Run, distance, residual_error
+from aftershock.study.plan import Plan
 from aftershock.study.records import ItemRecord, Strike, TrialRecord
 from aftershock.tasks import Answer, Item, classify, score_change
 
 KEPT_FAULTS = 64
 """Fault lines and strikes kept in a record; a digest covers the rest."""
 
+Trace = Callable[[int], bool]
+"""Tells which trials to follow through the layers."""
+
 _NO_FAULT = Labels("none", "none", None, (), "none", "none")
 
 _log = logging.getLogger(__name__)
 
 
-def run_trial(
-    executor: Executor,
-    model: LoadedModel,
-    trial: int,
-    batches: Sequence[Batch],
-    faults: tuple[Fault, ...],
-    traced: bool,
-) -> TrialRecord:
-    """The record of one trial. An exception that the faults provoke in the model is the outcome `crash`."""
-    items: list[ItemRecord] = []
-    strikes: list[Strike] = []
-    errors: list[tuple[float, ...]] = []
-    for batch in batches:
-        golden = executor.golden(batch, faults)
-        try:
-            run = executor.trial(batch, faults)
-        except ModelCrashedError as error:
-            _log.info("trial %d crashed: %s", trial, error)
-            strikes += _strikes(batch, error.struck)
-            items += [_crashed(item, clean.answer) for item, clean in zip(batch.items, golden.items, strict=True)]
-            continue
-        if traced:
-            errors.append(residual_error(model, batch, faults, golden))
-        items += [
-            compare_item(item, clean, faulty, faulty.reached or not faults)
-            for item, clean, faulty in zip(batch.items, golden.items, run.items, strict=True)
-        ]
-        strikes += _strikes(batch, run.struck)
-    label = labels(faults, model.components, model.format) if faults else _NO_FAULT
+@dataclass(frozen=True)
+class _Part:
+    """What one batch of a trial came to."""
+
+    items: tuple[ItemRecord, ...]
+    strikes: tuple[Strike, ...]
+    error: tuple[float, ...] | None
+
+
+def trial_records(executor: Executor, plan: Plan, trials: Iterable[int], traced: Trace) -> Iterator[TrialRecord]:
+    """The records of trials, each as it is finished; an executor may finish them in another order.
+
+    An exception that the faults provoke in the model is the outcome `crash`. The error of a trial is followed through
+    the layers where `traced(trial)` says so.
+    """
+    unfinished: dict[int, dict[int, _Part]] = {}
+    for job, run in executor.trials(_jobs(plan, trials)):
+        trial = cast(int, job.key)
+        parts = unfinished.setdefault(trial, {})
+        parts[job.batch.number] = _part(executor, plan, job, run, traced(trial))
+        batches = plan.batches_of(trial)
+        if len(parts) == len(batches):
+            del unfinished[trial]
+            yield _record(plan, trial, job.faults, [parts[batch.number] for batch in batches])
+
+
+def _jobs(plan: Plan, trials: Iterable[int]) -> Iterator[Job]:
+    for trial in trials:
+        faults = plan.faults_of(trial)
+        yield from (Job(trial, batch, faults) for batch in plan.batches_of(trial))
+
+
+def _part(executor: Executor, plan: Plan, job: Job, run: Run | ModelCrashedError, traced: bool) -> _Part:
+    batch, faults = job.batch, job.faults
+    golden = executor.golden(batch, faults)
+    if isinstance(run, ModelCrashedError):
+        _log.info("trial %s crashed: %s", job.key, run)
+        crashed = tuple(_crashed(item, clean.answer) for item, clean in zip(batch.items, golden.items, strict=True))
+        return _Part(crashed, _strikes(batch, run.struck), None)
+    items = tuple(
+        compare_item(item, clean, faulty, faulty.reached or not faults)
+        for item, clean, faulty in zip(batch.items, golden.items, run.items, strict=True)
+    )
+    error = residual_error(plan.model, batch, faults, golden) if traced else None
+    return _Part(items, _strikes(batch, run.struck), error)
+
+
+def _record(plan: Plan, trial: int, faults: tuple[Fault, ...], parts: Sequence[_Part]) -> TrialRecord:
+    label = labels(faults, plan.model.components, plan.model.format) if faults else _NO_FAULT
     # By bits, since NaN equals nothing: a weight is struck once however many batches see it.
     strikes = list(
-        {(one.fault, one.tensor, one.index, one.item, one.old_bits, one.new_bits): one for one in strikes}.values()
+        {
+            (one.fault, one.tensor, one.index, one.item, one.old_bits, one.new_bits): one
+            for part in parts
+            for one in part.strikes
+        }.values()
     )
+    errors = [part.error for part in parts if part.error is not None]
     return TrialRecord(
         trial=trial,
         faults=tuple(map(str, faults[:KEPT_FAULTS])),
@@ -67,7 +97,7 @@ def run_trial(
         strikes_digest=hashlib.sha256(
             json.dumps([strike.model_dump(mode="json") for strike in strikes]).encode()
         ).hexdigest(),
-        items=tuple(items),
+        items=tuple(item for part in parts for item in part.items),
         residual_error=tuple(map(max, zip(*errors, strict=True))) if errors else None,
     )
 
@@ -112,14 +142,14 @@ def _crashed(item: Item, golden: Answer) -> ItemRecord:
     )
 
 
-def _strikes(batch: Batch, struck: Sequence[Struck]) -> list[Strike]:
+def _strikes(batch: Batch, struck: Sequence[Struck]) -> tuple[Strike, ...]:
     """Strikes by item; options of one item share their context, so equal strikes in it are kept once."""
     item_of = {
         sequence: item.id
         for item, sequences in zip(batch.items, batch.sequence_of, strict=True)
         for sequence in sequences
     }
-    return [
+    return tuple(
         Strike(
             fault=one.fault,
             tensor=one.tensor,
@@ -131,4 +161,4 @@ def _strikes(batch: Batch, struck: Sequence[Struck]) -> list[Strike]:
             new_value=one.new_value,
         )
         for one in struck
-    ]
+    )
