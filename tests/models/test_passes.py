@@ -22,7 +22,7 @@ from aftershock.models import (
     stage_of,
     teacher_forced,
 )
-from aftershock.models.passes import cut
+from aftershock.models.blocks import cut
 from tiny_models import FAMILIES, tiny_loaded
 
 CONTEXTS = ((5, 6, 7, 8, 9), (10, 11), (12,), (13, 14, 15))

@@ -1,18 +1,15 @@
 """Load a model, map its tensors and outputs to components, run its stages."""
 
+from aftershock.models.blocks import BeforePass, Block, Pass, align
 from aftershock.models.components import COMPONENTS, ComponentMap, OutputSite, ParameterSite, Rows
 from aftershock.models.demo import DemoModel, demo_models, pull
 from aftershock.models.hashing import model_hash
 from aftershock.models.loading import LoadedModel, load
 from aftershock.models.mapping import ARCHITECTURES, component_map, output_tensor
 from aftershock.models.passes import (
-    BeforePass,
-    Block,
     Choices,
     Generated,
-    Pass,
     Prefix,
-    align,
     choose,
     continue_greedy,
     end_tokens,

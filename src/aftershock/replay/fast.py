@@ -123,7 +123,7 @@ class FastExecutor(ReferenceExecutor):
             return super()._trial_pass(job, golden, block, boundaries, injection)
         if not job.faults:
             return None
-        first, last = _faulty_layers(job.faults, self.model, block)
+        first, last = faulty_layers(job.faults, self.model, block)
         try:
             with self._resumed(trajectory, first), self._watched(trajectory, last):
                 forced = self._force(job.batch, block, boundaries, injection)
@@ -188,7 +188,7 @@ def _rows(pool: Sequence[Pending]) -> int:
     return sum(len(pending.prefixes) for pending in pool)
 
 
-def _faulty_layers(faults: Sequence[Fault], model: LoadedModel, block: Block) -> tuple[int, int | None]:
+def faulty_layers(faults: Sequence[Fault], model: LoadedModel, block: Block) -> tuple[int, int | None]:
     """The first layer that must run, and the last one that differs from golden's: when its output is golden's, the
     rest is. None where something after the layers differs too."""
     spans = [_span(fault, model, block) for fault in faults]

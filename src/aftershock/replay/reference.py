@@ -38,7 +38,7 @@ CONTINUED_ROWS = 64
 COLUMN_STEP = 64
 """What such a row was fed before is padded to a multiple of this many columns."""
 
-CLOSE = 16.0
+CLOSE = 4.0
 """A margin within so many times the rounding noise between the two paths is too close to call."""
 
 
@@ -139,6 +139,15 @@ class ReferenceExecutor:
         """The fault-free run in the passes that `faults` need; computed once, again where memory ran out."""
         return self._golden_run(batch, splits(tuple(faults))).run
 
+    @property
+    def held(self) -> int:
+        """Bytes of the golden runs that are remembered."""
+        return sum(golden.nbytes for golden in self._golden.values())
+
+    def decoded(self, batch: Batch, faults: Sequence[Fault]) -> Generated:
+        """The answers of a batch that generates, decoded token by token from the first under the faults."""
+        return self._write(batch, tuple(faults), splits(tuple(faults)))
+
     def trial(self, batch: Batch, faults: Sequence[Fault]) -> Run:
         """One run under the faults.
 
@@ -167,9 +176,8 @@ class ReferenceExecutor:
         key = (batch.number, boundaries)
         if key not in self._golden:
             self._golden[key] = self._run_golden(batch, boundaries)
-            held = sum(golden.nbytes for golden in self._golden.values())
-            while held > self._memory and len(self._golden) > 1:
-                held -= self._golden.popitem(last=False)[1].nbytes
+            while self.held > self._memory and len(self._golden) > 1:
+                self._golden.popitem(last=False)
         self._golden.move_to_end(key)
         return self._golden[key]
 
@@ -299,7 +307,7 @@ class ReferenceExecutor:
 
     def _decode(self, pending: Pending) -> Run:
         """The run with its answers decoded as golden's were."""
-        written = self._write(pending.job.batch, pending.job.faults, splits(pending.job.faults))
+        written = self.decoded(pending.job.batch, pending.job.faults)
         return self._finished(pending, tuple(zip(written.tokens, written.finite, strict=True)))
 
     def _write(self, batch: Batch, faults: tuple[Fault, ...], boundaries: frozenset[int]) -> Generated:

@@ -1,0 +1,118 @@
+"""Token rows aligned by stage.
+
+A block holds rows padded so that every stage is the same range of columns in each of them: contexts end at
+the same column (padded on the left), answers begin after it (padded on the right). Cutting a run between two
+stages is then a cut between two columns.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from aftershock.models.stages import FIRST_TOKEN, decode
+
+
+@dataclass(frozen=True)
+class Block:
+    """Token rows of one fixed shape.
+
+    `tokens` and `mask` have shape (rows, columns), int64; `mask` is 1 on real tokens. Contexts fill columns
+    [context_width - context_lengths[r], context_width) of row r and its answer the columns after.
+    """
+
+    tokens: torch.Tensor
+    mask: torch.Tensor
+    context_width: int
+    context_lengths: tuple[int, ...]
+    answer_lengths: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, padding rows included."""
+        return int(self.tokens.shape[0])
+
+    @property
+    def last_pass(self) -> int:
+        """Number of the last pass that the block's columns hold."""
+        return decode(int(self.tokens.shape[1]) - self.context_width)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """Position ids, shape (rows, columns): 0 at each row's first real token."""
+        return (self.mask.cumsum(-1) - 1).clamp(min=0)
+
+    def start(self, number: int) -> int:
+        """First column of a pass."""
+        return 0 if number < FIRST_TOKEN else self.context_width - 2 + number
+
+    def holds(self, row: int, columns: range) -> bool:
+        """Whether a row has a token in any of the columns; those past the block's own are generated ones."""
+        if columns.stop > self.tokens.shape[1]:
+            return True
+        begin = self.context_width - self.context_lengths[row]
+        end = self.context_width + self.answer_lengths[row]
+        return max(begin, columns.start) < min(end, columns.stop)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward call: passes `first` to `last` (inclusive) at once, columns [start, stop) of `block`.
+
+    The last `kept` columns are the ones whose logits are computed. `active[r]` is False where row r's answer
+    had ended before.
+    """
+
+    block: Block
+    first: int
+    last: int
+    start: int
+    stop: int
+    kept: int
+    active: tuple[bool, ...]
+
+    def takes_part(self, row: int) -> bool:
+        """Whether a token of row r's unfinished answer, or of its context, is fed in this call."""
+        return self.active[row] and self.block.holds(row, range(self.start, self.stop))
+
+
+BeforePass = Callable[[Pass], None]
+"""Called before each forward call, so that faults can be armed or taken back between passes."""
+
+
+def align(
+    contexts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    device: torch.device,
+) -> Block:
+    """A block of contexts and the answer tokens that are fed after them (empty ones to generate).
+
+    Padding is masked, so any token will do: a row is padded with its own first and last token. A fault in the
+    embedding of a token then never reaches rows that don't hold it (NaN x 0 is NaN, also in a masked column).
+    """
+    width = max(map(len, contexts))
+    columns = width + max(map(len, answers))
+    rows = [(*context, *answer) for context, answer in zip(contexts, answers, strict=True)]
+    before = [width - len(context) for context in contexts]
+    after = [columns - begin - len(row) for begin, row in zip(before, rows, strict=True)]
+    tokens = torch.tensor(
+        [(row[0],) * left + row + (row[-1],) * right for left, row, right in zip(before, rows, after, strict=True)]
+    )
+    mask = torch.tensor(
+        [(0,) * left + (1,) * len(row) + (0,) * right for left, row, right in zip(before, rows, after, strict=True)]
+    )
+    return Block(
+        tokens.to(device),
+        mask.to(device),
+        width,
+        tuple(map(len, contexts)),
+        tuple(map(len, answers)),
+    )
+
+
+def cut(block: Block, boundaries: frozenset[int]) -> Iterator[tuple[int, int]]:
+    """The (first, last) pass numbers of each forward call over a block cut before the pass numbers given."""
+    starts = sorted({0} | {number for number in boundaries if 0 < number <= block.last_pass})
+    for first, following in zip(starts, [*starts[1:], block.last_pass + 1], strict=True):
+        if block.start(following) > block.start(first):
+            yield first, following - 1

@@ -1,0 +1,262 @@
+"""The fast executor gives the reference executor's bits, on every family, dtype and kind of site."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+import torch
+from small_tasks import ITEMS, generation
+
+from aftershock.errors import ContractError
+from aftershock.faults import Fault, Selection, parse_faults, sample_faults, select
+from aftershock.models import LoadedModel, align, model_hash
+from aftershock.numerics import words
+from aftershock.replay import Batch, FastExecutor, Job, ModelCrashedError, ReferenceExecutor, Run, make_batches
+from aftershock.replay.fast import faulty_layers
+from tiny_models import FAMILIES, tiny_loaded
+
+FAULTS = 34
+CASES = [(family, torch.float32) for family in FAMILIES]
+CASES += [(family, torch.bfloat16) for family in ("llama", "gemma3", "qwen3", "mixtral", "gpt2")]
+"""18 cases of 34 fault sets each, every set on every batch: over 600 different sets."""
+
+model_of = cache(tiny_loaded)
+
+
+def batches_of(model: LoadedModel, items=ITEMS, size: int = 4) -> tuple[Batch, ...]:
+    return make_batches(items, model, size, 3)
+
+
+def drawn(model: LoadedModel, batch: Batch, count: int = FAULTS, **selection) -> list[tuple[Fault, ...]]:
+    """Fault sets of both kinds of site, in turn."""
+    sets = []
+    for number in range(count):
+        chosen = Selection(sites=(("weight", "activation")[number % 2],), **selection)
+        population = select(chosen, model.components)
+        sets.append(sample_faults(chosen, population, model.format, batch.decode_passes, seed=5, index=number))
+    return sets
+
+
+def printed(run: Run | ModelCrashedError) -> str:
+    """All of a run but its logits; NaN equals itself in print."""
+    if isinstance(run, ModelCrashedError):
+        return f"crash {run.struck}"
+    return repr([(item.answer, item.forced, item.reached) for item in run.items]) + repr(run.struck)
+
+
+def same(one: Run | ModelCrashedError, other: Run | ModelCrashedError) -> bool:
+    if isinstance(one, ModelCrashedError) or isinstance(other, ModelCrashedError):
+        return printed(one) == printed(other)
+    logits = [
+        torch.equal(words(a), words(b))
+        for mine, theirs in zip(one.items, other.items, strict=True)
+        for a, b in zip(mine.logits, theirs.logits, strict=True)
+    ]
+    return printed(one) == printed(other) and all(logits)
+
+
+def disagreements(model: LoadedModel, jobs: Sequence[Job]) -> list[Job]:
+    expected = {job.key: run for job, run in ReferenceExecutor(model).trials(jobs)}
+    found = {job.key: run for job, run in FastExecutor(model).trials(jobs)}
+    assert found.keys() == expected.keys()
+    return [job for job in jobs if not same(found[job.key], expected[job.key])]
+
+
+def left_golden(model: LoadedModel, jobs: Sequence[Job]) -> int:
+    """Generated answers, over all jobs, that are not golden's."""
+    executor = ReferenceExecutor(model)
+    return sum(
+        item.answer.tokens != clean.answer.tokens
+        for job, run in executor.trials(jobs)
+        for item, clean in zip(run.items, executor.golden(job.batch, job.faults).items, strict=True)
+        if job.batch.generates
+    )
+
+
+@pytest.mark.parametrize(("family", "dtype"), CASES)
+def test_every_trial_is_the_reference_executors_to_the_bit(family: str, dtype: torch.dtype) -> None:
+    model = model_of(family, dtype)
+    before = model_hash(model.module)
+    jobs = [
+        Job((batch.number, number), batch, faults)
+        for batch in batches_of(model)
+        for number, faults in enumerate(drawn(model, batch, bit_classes=("sign", "exponent")))
+    ]
+    assert left_golden(model, jobs) > 10
+    assert disagreements(model, jobs) == []
+    assert model_hash(model.module) == before
+
+
+UP, NORM, TABLE = "model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"
+LINES = [
+    f"weight {UP}[3,4] replace 40.0 & weight {UP}[3,5] replace -40.0",
+    f"weight {UP}[3,4] replace 40.0 & weight {NORM}[2] replace 9.0",
+    f"weight {UP}[3,4] replace 40.0 from decode:2",
+    f"weight {UP}[3,4] replace 40.0 from first_token to decode:3",
+    f"weight {NORM}[3] replace 40.0 from prefill to decode:2 & weight {NORM}[4] replace 40.0 from decode:4",
+    f"weight {UP}[3,4] replace 40.0 & activation model.layers.0[3] add 5.0 at decode:3",
+    "activation model.layers.0[3] add 50.0 at first_token & activation model.layers.1[3] add 50.0 at decode:4",
+    f"activation model.layers.0[3] add 50.0 at first_token & weight {NORM}[4] replace 40.0 from decode:4",
+    "activation lm_head[40] add 50.0 at decode:1",
+    "activation model.embed_tokens[4] add 50.0 at prefill:0",
+    f"weight {TABLE}[40,3] replace 9.0",
+    f"weight {TABLE}[90,3] replace 60.0 & weight {TABLE}[41,3] replace 60.0",
+    f"weight {TABLE}[2,3] replace 9.0",
+    f"weight {TABLE}[2,3] replace -9.0",
+    f"weight {NORM}[3] add 0.0",
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sets_of_faults_and_every_trigger_agree_too(dtype: torch.dtype) -> None:
+    model = model_of("llama", dtype)
+    lines = [*LINES, f"weight {NORM}[3] replace nan"]
+    jobs = [Job((batch.number, line), batch, parse_faults(line)) for batch in batches_of(model) for line in lines]
+    assert disagreements(model, jobs) == []
+
+
+def assert_decoded(model: LoadedModel, jobs: Sequence[Job]) -> None:
+    """Every answer is the one of decoding token by token under the faults; after a NaN only that there was one."""
+    reference = ReferenceExecutor(model)
+    for job, run in FastExecutor(model).trials(jobs):
+        decoded = reference.decoded(job.batch, job.faults)
+        assert [item.answer.finite for item in run.items] == list(decoded.finite), job.key
+        for item, tokens in zip(run.items, decoded.tokens, strict=True):
+            assert item.answer.tokens == tokens or not item.answer.finite, job.key
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3"])
+def test_answers_in_fp32_are_those_of_decoding_token_by_token(family: str) -> None:
+    model = model_of(family)
+    (batch,) = batches_of(model, [generation(str(n), f"Prompt {n}", 12) for n in range(4)])
+    sets = [*drawn(model, batch, 20), *map(parse_faults, LINES if family == "llama" else ())]
+    assert_decoded(model, [Job(n, batch, faults) for n, faults in enumerate(sets)])
+
+
+def test_an_answer_that_ends_early_under_a_fault_ends_there() -> None:
+    model = model_of("llama")
+    (batch,) = batches_of(model, [generation(str(n), f"Prompt {n}", 12) for n in range(4)])
+    executor, faults = FastExecutor(model), parse_faults(f"weight {TABLE}[2,3] replace 9.0")
+    answers = [item.answer.tokens for item in executor.trial(batch, faults).items]
+    golden = [item.answer.tokens for item in executor.golden(batch).items]
+    assert any(len(ours) < len(theirs) for ours, theirs in zip(answers, golden, strict=True))
+    assert tuple(answers) == executor.decoded(batch, faults).tokens
+
+
+def test_experts_see_all_rows_so_their_answers_are_decoded_as_one_batch() -> None:
+    model = model_of("mixtral", torch.bfloat16)
+    (batch,) = batches_of(model, [generation(str(n), f"Prompt {n}", 12) for n in range(4)])
+    jobs = [Job(n, batch, faults) for n, faults in enumerate(drawn(model, batch, 30, bit_classes=("exponent",)))]
+    reference = ReferenceExecutor(model)
+    golden = reference.golden(batch)
+    left = 0
+    for job, run in FastExecutor(model).trials(jobs):
+        if any(item.answer.tokens != clean.answer.tokens for item, clean in zip(run.items, golden.items, strict=True)):
+            left += 1
+            assert tuple(item.answer.tokens for item in run.items) == reference.decoded(batch, job.faults).tokens
+    assert left > 3
+
+
+@pytest.mark.parametrize(
+    ("line", "layers"),
+    [
+        (f"weight {UP}[3,4] flip 1", (1, 1)),
+        (f"weight {UP}[3,4] flip 1 & activation model.layers.0[3] flip 1 at first_token", (0, 1)),
+        (f"weight {UP}[3,4] flip 1 & weight {NORM}[3] flip 1", (1, None)),
+        (f"weight {NORM}[3] flip 1", (2, None)),
+        ("activation lm_head[3] flip 1 at first_token", (2, None)),
+        ("activation model.embed_tokens[3] flip 1 at first_token", (0, 0)),
+        # Token 5 is in the block, token 50 is not; the tensor is lm_head's too.
+        (f"weight {TABLE}[5,3] flip 1", (0, None)),
+        (f"weight {TABLE}[50,3] flip 1", (2, None)),
+    ],
+)
+def test_layers_that_a_fault_can_change(line: str, layers: tuple[int, int | None]) -> None:
+    model = model_of("llama")
+    block = align([[5, 6, 7], [8, 9]], [[10], []], model.device)
+    assert faulty_layers(parse_faults(line), model, block) == layers
+
+
+def test_a_trial_alone_is_the_trial_in_company() -> None:
+    model = model_of("qwen3")
+    (batch,) = batches_of(model, [item for item in ITEMS if item.kind == "generation"])
+    jobs = [Job(n, batch, faults) for n, faults in enumerate(drawn(model, batch, bit_classes=("exponent",)))]
+    together = {job.key: run for job, run in FastExecutor(model).trials(jobs)}
+    alone = FastExecutor(model)
+    assert all(same(together[job.key], alone.trial(batch, job.faults)) for job in jobs)
+
+
+def test_layers_before_the_fault_do_not_run_and_get_their_forward_back() -> None:
+    model = tiny_loaded("llama")
+    executor = FastExecutor(model)
+    (batch, *_) = batches_of(model)
+    executor.golden(batch)
+    ran = []
+    hook = model.module.model.layers[0].mlp.register_forward_hook(lambda *_: ran.append(0))
+    executor.trial(batch, parse_faults("weight model.layers.1.mlp.up_proj.weight[3,4] replace 4.0"))
+    assert not ran
+    executor.trial(batch, parse_faults("weight model.layers.0.mlp.up_proj.weight[3,4] replace 4.0"))
+    assert ran
+    hook.remove()
+    assert all("forward" not in layer.__dict__ for layer in model.module.model.layers)
+
+
+def test_a_trial_whose_state_is_goldens_again_runs_no_further() -> None:
+    model = tiny_loaded("llama")
+    executor = FastExecutor(model)
+    (batch, *_) = batches_of(model)
+    golden = executor.golden(batch)
+    ran = []
+    hook = model.module.model.layers[1].mlp.register_forward_hook(lambda *_: ran.append(1))
+    run = executor.trial(batch, parse_faults("weight model.layers.0.mlp.up_proj.weight[3,4] add 0.0"))
+    hook.remove()
+    assert not ran
+    assert [item.answer for item in run.items] == [item.answer for item in golden.items]
+    assert all(item.reached for item in run.items)
+    assert len(run.struck) == 1
+
+
+def test_a_model_that_fails_under_one_fault_is_no_loss_for_the_others() -> None:
+    model = tiny_loaded("llama")
+    clean = model.module.lm_head.weight.clone()
+    forward = model.module.lm_head.forward
+
+    def fragile(hidden: torch.Tensor) -> torch.Tensor:
+        if not torch.equal(words(model.module.lm_head.weight)[3], words(clean)[3]):
+            raise IndexError("out of range")
+        return forward(hidden)
+
+    model.module.lm_head.forward = fragile
+    (batch,) = batches_of(model, [generation(str(n), f"Prompt {n}", 6) for n in range(3)])
+    lines = [
+        "weight model.embed_tokens.weight[3,3] flip 29",
+        "weight model.layers.1.mlp.up_proj.weight[3,4] replace 40.0",
+    ]
+    jobs = [Job(line, batch, parse_faults(line)) for line in lines]
+    runs = {job.key: run for job, run in FastExecutor(model).trials(jobs)}
+    assert isinstance(runs[lines[0]], ModelCrashedError)
+    assert isinstance(runs[lines[1]], Run)
+
+
+def test_a_fault_whose_module_never_runs_is_an_error() -> None:
+    model = tiny_loaded("llama")
+    model.module.model.layers[1].mlp.forward = lambda hidden: hidden
+    (batch, *_) = batches_of(model)
+    with pytest.raises(ContractError, match="never ran its module"):
+        FastExecutor(model).trial(
+            batch, parse_faults("activation model.layers.1.mlp.down_proj[1] flip 1 at first_token")
+        )
+
+
+def test_golden_state_stays_within_its_memory() -> None:
+    model = model_of("llama")
+    batches = batches_of(model, size=2)
+    free = FastExecutor(model)
+    for batch in batches:
+        free.golden(batch)
+    executor = FastExecutor(model, memory=free.held // 2)
+    for batch in batches:
+        executor.golden(batch)
+        assert executor.held <= free.held // 2
+    fault = parse_faults("weight model.layers.1.mlp.up_proj.weight[3,4] replace 40.0")
+    assert all(same(executor.trial(batch, fault), free.trial(batch, fault)) for batch in batches)
