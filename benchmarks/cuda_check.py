@@ -48,6 +48,8 @@ def tiny(device: str, folder: Path, trials: int, families: int) -> list[dict[str
                     "same_records": first.records_digest == second.records_digest,
                     "aa_disagreements": first.aa_disagreements,
                     "trials": len(first.trials),
+                    "audited": len(first.audits),
+                    "audit_disagreements": sum(not agrees for agrees in first.audits.values()),
                 }
             )
     return rows
@@ -76,6 +78,8 @@ def real(spec: str, device: str, folder: Path, trials: int) -> list[dict[str, An
                 "sdc_rate": summary.sdc_rate.model_dump(),
                 "noise_floor": summary.noise_floor.model_dump(),
                 "due_rate": summary.due_rate.model_dump(),
+                "audited": len(done.audits),
+                "audit_disagreements": sum(not agrees for agrees in done.audits.values()),
             }
         )
     return rows
@@ -94,7 +98,14 @@ def main() -> None:
         measured = real(arguments.model, arguments.device, Path(name), 20 if arguments.quick else 200)
     bad = sum(not row["same_records"] for row in rows)
     moved = sum(row["aa_disagreements"] for row in rows) + sum(row["golden"]["aa_disagreements"] for row in measured)
+    audit = sum(row["audit_disagreements"] for row in (*rows, *measured))
     checks = [
+        {
+            "name": "audited trials that differ from the reference executor's",
+            "value": audit,
+            "target": 0,
+            "unit": "trials",
+        },
         {"name": "tiny studies whose records differ when run again", "value": bad, "target": 0, "unit": "studies"},
         {"name": "items that are not bit-identical when run again", "value": moved, "target": 0, "unit": "items"},
     ]

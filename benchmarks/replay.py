@@ -1,0 +1,254 @@
+"""What does the fast executor gain, and is it exact? `python -m benchmarks.replay --json [--device cuda]`.
+
+The same single-bit faults, half in weights, half in activations, drawn uniformly, on 16 prompts of 64 generated tokens
+(and, with `--data`, on 16 questions of ARC easy):
+
+- decoding: every trial decodes all prompts token by token under its fault, as existing tools do;
+- verifying: a trial learns whether and where each answer leaves golden's, and no more;
+- fast: every trial with the full text of every answer.
+
+Trials per second of each over the decoding loop's, with the spread over trials; how many records equal the reference
+executor's, and how many answers equal those of decoding, beside the rate at which decoding disagrees with itself when
+the batch is cut in halves.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from aftershock.faults import Selection, sample_faults, select
+from aftershock.models import LoadedModel, load
+from aftershock.numerics import words
+from aftershock.replay import Batch, FastExecutor, Job, ReferenceExecutor, Run, make_batches
+from aftershock.replay.reference import Pending
+from aftershock.tasks import Item, load_task, probe_items
+from benchmarks.environment import environment
+
+PROMPTS, TOKENS, THREADS = 16, 64, 2
+TARGETS = {
+    ("cpu", "bfloat16"): {"fast": 4, "verifying": 7},
+    ("cpu", "float32"): {"fast": 6},
+    ("cuda", "bfloat16"): {"fast": 250, "verifying": 500},
+}
+CHOICE_TARGETS = {"cpu": 3, "cuda": 10}
+
+
+class Verifying(FastExecutor):
+    """Stops where an answer leaves golden's: its text ends there."""
+
+    def _begin(self, job: Job) -> Run | Pending:
+        begun = super()._begin(job)
+        if isinstance(begun, Run):
+            return begun
+        return self._finished(begun, tuple((row.tokens, row.finite) for row in begun.rows))
+
+    def _decode(self, pending: Pending) -> Run:
+        return self._finished(pending, tuple((row.tokens, row.finite) for row in pending.rows))
+
+
+def main() -> None:
+    """Measure, print, and end with one JSON object on the last line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="the only output there is; kept for uniformity")
+    parser.add_argument("--quick", action="store_true", help="fewer trials")
+    parser.add_argument("--model", default="demo:smollm2-135m")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--trials", type=int)
+    parser.add_argument("--data", type=Path, help="folder with the task files, for multiple choice")
+    arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    trials = arguments.trials or (32 if arguments.quick else 300)
+    decoded = 4 if arguments.quick else 20
+
+    started = time.perf_counter()
+    model = load(arguments.model, arguments.dtype, arguments.device)
+    model.module.generation_config.eos_token_id = None
+    (batch,) = make_batches(prompts(), model, PROMPTS, 0)
+    figures = generation(model, batch, jobs_on(model, batch, trials), decoded)
+    targets = TARGETS.get((torch.device(arguments.device).type, arguments.dtype), {})
+    checks = [
+        check(f"{name} over decoding", figures[name]["over_decoding"], target, "times")
+        for name, target in targets.items()
+    ]
+    if arguments.data is not None:
+        items = load_task(str(arguments.data / "mc" / "arc_easy_500.jsonl"), PROMPTS).items
+        (questions,) = make_batches(items, model, PROMPTS, 0)
+        figures["multiple_choice"] = choices(model, jobs_on(model, questions, trials), decoded)
+        target = CHOICE_TARGETS[torch.device(arguments.device).type]
+        checks.append(check("multiple choice over full passes", figures["multiple_choice"]["ratio"], target, "times"))
+    exact = figures["agreement"]
+    checks.append(check("records equal to the reference executor's", exact["reference"], 1.0, "share"))
+    if arguments.dtype == "float32":
+        checks.append(check("answers equal to decoding", exact["decoding"], 1.0, "share"))
+    report = {
+        "benchmark": "replay",
+        "what": f"{PROMPTS} prompts x {TOKENS} tokens, single-bit faults, half weights, half activations",
+        "model": arguments.model,
+        "dtype": arguments.dtype,
+        "device": torch.cuda.get_device_name() if model.device.type == "cuda" else "cpu",
+        **environment(),
+        "quick": arguments.quick,
+        "n": trials,
+        "seconds": round(time.perf_counter() - started, 1),
+        "figures": figures,
+        "checks": checks,
+    }
+    print(json.dumps(report))
+
+
+def check(name: str, value: float, target: float, unit: str) -> dict[str, Any]:
+    """One figure beside its target."""
+    return {"name": name, "value": value, "target": target, "unit": unit, "met": value >= target}
+
+
+def prompts() -> list[Item]:
+    """Questions of the probe set, answered with a fixed number of tokens."""
+    asked = [item for item in probe_items() if item.kind == "generation"][:PROMPTS]
+    return [replace(item, answer=None, max_new_tokens=TOKENS, stop=()) for item in asked]
+
+
+def jobs_on(model: LoadedModel, batch: Batch, trials: int) -> list[Job]:
+    """Single-bit faults in weights and in activations, in turn."""
+    jobs = []
+    for number in range(trials):
+        selection = Selection(sites=(("weight", "activation")[number % 2],), draw="uniform")
+        population = select(selection, model.components)
+        faults = sample_faults(selection, population, model.format, batch.decode_passes, seed=1, index=number)
+        jobs.append(Job(number, batch, faults))
+    return jobs
+
+
+def generation(model: LoadedModel, batch: Batch, jobs: Sequence[Job], decoded: int) -> dict[str, Any]:
+    """All three ways, and how their answers agree; `decoded` trials are decoded and run by the reference executor."""
+    reference, fast, verifying = ReferenceExecutor(model), FastExecutor(model), Verifying(model)
+    for executor in (reference, fast, verifying):
+        executor.golden(batch)
+    some = spread_out(jobs, decoded)
+    reference.decoded(batch, ())
+    answers, decoding = timed(lambda job: reference.decoded(batch, job.faults), model, some)
+    runs, fast_seconds = together(fast, jobs)
+    _, verifying_seconds = together(verifying, jobs)
+    expected = {job.key: run for job, run in reference.trials(some)}
+    tokens = {job.key: found.tokens for job, found in zip(some, answers, strict=True)}
+    same = [
+        item.answer.tokens == theirs
+        for job in some
+        for item, theirs in zip(runs[job.key].items, tokens[job.key], strict=True)
+    ]
+    mean = float(np.mean(decoding))
+    return {
+        "decoding": {"seconds_per_trial": round(mean, 4), "spread": quartiles(decoding), "n": len(some)},
+        "fast": per_trial(fast_seconds, mean, len(jobs)),
+        "verifying": per_trial(verifying_seconds, mean, len(jobs)),
+        "trials_with_another_answer": round(
+            float(np.mean([changed(run, fast.golden(batch)) for run in runs.values()])), 4
+        ),
+        "agreement": {
+            "reference": round(float(np.mean([equal(runs[key], run) for key, run in expected.items()])), 4),
+            "decoding": round(float(np.mean(same)), 4),
+            "decoding_with_itself_in_half_batches": halves(model, batch, some, tokens),
+            "trials": len(some),
+            "answers": len(same),
+        },
+        "golden_bytes": fast.held,
+        "peak_bytes": torch.cuda.max_memory_allocated() if model.device.type == "cuda" else None,
+    }
+
+
+def choices(model: LoadedModel, jobs: Sequence[Job], slow: int) -> dict[str, Any]:
+    """Fast trials of multiple choice over the reference executor's full passes."""
+    reference, fast = ReferenceExecutor(model), FastExecutor(model)
+    for executor in (reference, fast):
+        executor.golden(jobs[0].batch)
+    some = spread_out(jobs, slow)
+    runs, seconds = together(fast, jobs)
+    expected, each = timed(lambda job: reference.trial(job.batch, job.faults), model, some)
+    mean = float(np.mean(each))
+    return {
+        "full_pass": {"seconds_per_trial": round(mean, 4), "spread": quartiles(each), "n": len(some)},
+        "ratio": round(mean * len(jobs) / seconds, 2),
+        "agreement": round(float(np.mean([equal(runs[j.key], r) for j, r in zip(some, expected, strict=True)])), 4),
+    }
+
+
+def spread_out(jobs: Sequence[Job], count: int) -> list[Job]:
+    """Evenly spread ones, as many in weights as in activations."""
+    pairs = [jobs[place : place + 2] for place in range(0, len(jobs) - 1, 2)]
+    places = np.linspace(0, len(pairs) - 1, max(1, count // 2)).astype(int)
+    return [job for place in places for job in pairs[place]]
+
+
+def timed(action: Callable[[Job], Any], model: LoadedModel, jobs: Sequence[Job]) -> tuple[list[Any], list[float]]:
+    """Results of jobs one by one, and the seconds of each."""
+    results, seconds = [], []
+    for job in jobs:
+        begin = now(model)
+        results.append(action(job))
+        seconds.append(now(model) - begin)
+    return results, seconds
+
+
+def together(executor: FastExecutor, jobs: Sequence[Job]) -> tuple[dict[Any, Run], float]:
+    """All runs, and the seconds they took. A model that crashed under a fault would end this with its error."""
+    begin = now(executor.model)
+    runs = {}
+    for job, run in executor.trials(jobs):
+        if not isinstance(run, Run):
+            raise run
+        runs[job.key] = run
+    return runs, now(executor.model) - begin
+
+
+def now(model: LoadedModel) -> float:
+    """Seconds, once the device has done all it was given."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def per_trial(seconds: float, baseline: float, trials: int) -> dict[str, float]:
+    """Seconds of a trial, and how many times less that is than the baseline's."""
+    return {"seconds_per_trial": round(seconds / trials, 5), "over_decoding": round(baseline * trials / seconds, 2)}
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    """Minimum, quartiles and maximum."""
+    return [round(float(value), 4) for value in np.quantile(values, [0, 0.25, 0.5, 0.75, 1])]
+
+
+def changed(run: Run, golden: Run) -> bool:
+    """Whether some answer is not golden's."""
+    return any(a.answer.tokens != b.answer.tokens for a, b in zip(run.items, golden.items, strict=True))
+
+
+def equal(one: Run, other: Run) -> bool:
+    """Whether two runs agree in their answers, in the words struck and in every bit of their logits."""
+    return repr(one.struck) == repr(other.struck) and all(
+        repr((a.answer, a.forced, a.reached)) == repr((b.answer, b.forced, b.reached))
+        and all(torch.equal(words(x), words(y)) for x, y in zip(a.logits, b.logits, strict=True))
+        for a, b in zip(one.items, other.items, strict=True)
+    )
+
+
+def halves(model: LoadedModel, batch: Batch, jobs: Sequence[Job], tokens: dict[Any, Any]) -> float:
+    """Share of answers that decoding gives again when the batch is cut in two."""
+    same: list[bool] = []
+    for job in jobs:
+        found: list[tuple[int, ...]] = []
+        for part in (slice(None, PROMPTS // 2), slice(PROMPTS // 2, None)):
+            half = replace(batch, items=batch.items[part], rows=batch.rows[part])
+            found += ReferenceExecutor(model).decoded(half, job.faults).tokens
+        same += [one == other for one, other in zip(found, tokens[job.key], strict=True)]
+    return round(float(np.mean(same)), 4)
+
+
+if __name__ == "__main__":
+    main()
