@@ -26,7 +26,7 @@ import torch
 from aftershock.faults import Selection, sample_faults, select
 from aftershock.models import LoadedModel, load
 from aftershock.numerics import words
-from aftershock.replay import Batch, FastExecutor, Job, ReferenceExecutor, Run, make_batches
+from aftershock.replay import Batch, FastExecutor, Job, ModelCrashedError, ReferenceExecutor, Run, make_batches
 from aftershock.replay.reference import Pending
 from aftershock.tasks import Item, load_task, probe_items
 from benchmarks.environment import environment
@@ -70,7 +70,8 @@ def main() -> None:
 
     started = time.perf_counter()
     model = load(arguments.model, arguments.dtype, arguments.device)
-    model.module.generation_config.eos_token_id = None
+    configuration: Any = model.module.generation_config
+    configuration.eos_token_id = None
     (batch,) = make_batches(prompts(), model, PROMPTS, 0)
     figures = generation(model, batch, jobs_on(model, batch, trials), decoded)
     targets = TARGETS.get((torch.device(arguments.device).type, arguments.dtype), {})
@@ -229,12 +230,16 @@ def changed(run: Run, golden: Run) -> bool:
     return any(a.answer.tokens != b.answer.tokens for a, b in zip(run.items, golden.items, strict=True))
 
 
-def equal(one: Run, other: Run) -> bool:
+def equal(one: Run, other: Run | ModelCrashedError) -> bool:
     """Whether two runs agree in their answers, in the words struck and in every bit of their logits."""
-    return repr(one.struck) == repr(other.struck) and all(
-        repr((a.answer, a.forced, a.reached)) == repr((b.answer, b.forced, b.reached))
-        and all(torch.equal(words(x), words(y)) for x, y in zip(a.logits, b.logits, strict=True))
-        for a, b in zip(one.items, other.items, strict=True)
+    return (
+        isinstance(other, Run)
+        and repr(one.struck) == repr(other.struck)
+        and all(
+            repr((a.answer, a.forced, a.reached)) == repr((b.answer, b.forced, b.reached))
+            and all(torch.equal(words(x), words(y)) for x, y in zip(a.logits, b.logits, strict=True))
+            for a, b in zip(one.items, other.items, strict=True)
+        )
     )
 
 
