@@ -14,7 +14,6 @@ from aftershock.numerics import words
 from aftershock.replay.batches import Batch
 from aftershock.replay.executor import Job, ModelCrashedError, Run
 from aftershock.replay.reference import (
-    CONTINUED_ROWS,
     Forced,
     GoldenRun,
     Pending,
@@ -63,7 +62,7 @@ class FastExecutor(ReferenceExecutor):
                 yield job, self._continued(begun)
                 continue
             pool = waiting.setdefault(columns_of(begun), [])
-            if _rows(pool) + len(begun.prefixes) > CONTINUED_ROWS:
+            if _rows(pool) + len(begun.prefixes) > self._rows:
                 yield from self._together(pool)
                 pool.clear()
             pool.append(begun)
@@ -87,7 +86,7 @@ class FastExecutor(ReferenceExecutor):
             begin = end
         try:
             with row_faults(self.model, faults):
-                written = continue_greedy(self.model, prefixes, CONTINUED_ROWS, columns_of(pool[0]))
+                written = continue_greedy(self.model, prefixes, self._rows, columns_of(pool[0]))
         except (ContractError, InputError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception:

@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import torch
 from transformers import DynamicCache
@@ -32,8 +33,8 @@ from aftershock.replay.executor import ItemRun, Job, ModelCrashedError, Run
 from aftershock.replay.score import score
 from aftershock.tasks import RowResult, judge
 
-CONTINUED_ROWS = 64
-"""Rows in which answers that left golden's are written on together."""
+CONTINUED_ROWS = MappingProxyType({"cpu": 64, "cuda": 512})
+"""Rows in which answers that left golden's are written on together, by device."""
 
 COLUMN_STEP = 64
 """What such a row was fed before is padded to a multiple of this many columns."""
@@ -130,6 +131,7 @@ class ReferenceExecutor:
     def __init__(self, model: LoadedModel, memory: int = 2**30) -> None:
         self.model = model
         self._memory = memory
+        self._rows = CONTINUED_ROWS.get(model.device.type, CONTINUED_ROWS["cuda"])
         self._golden: OrderedDict[tuple[int, frozenset[int]], GoldenRun] = OrderedDict()
         # Experts work on the tokens that all rows send them, so a row's bits depend on its company.
         self._rows_mix = any(site.component == "router" for site in model.components.outputs)
@@ -292,7 +294,7 @@ class ReferenceExecutor:
 
     def _continue_alone(self, pending: Pending) -> Run:
         with self._armed(lasting(pending.job.faults)):
-            written = continue_greedy(self.model, pending.prefixes, CONTINUED_ROWS, columns_of(pending))
+            written = continue_greedy(self.model, pending.prefixes, self._rows, columns_of(pending))
         return self._finish(pending, written)
 
     def _finish(self, pending: Pending, written: Generated) -> Run:
