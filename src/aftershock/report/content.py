@@ -327,6 +327,8 @@ def _circumstances(stored: StoredStudy, summary: Summary) -> Iterator[tuple[str,
     if stored.aa_disagreements is not None:
         same = len(stored.golden) - stored.aa_disagreements
         yield "A/A run", f"{same:,} of {len(stored.golden):,} items bit-identical when run again without a fault"
+    if summary.audit is not None:
+        yield "Audit", summary.audit.text()
     yield (
         "Noise floor from",
         f"{len(stored.noise):,} perturbations: "
