@@ -1,13 +1,17 @@
 """Passes give what plain transformers gives: the same bits in one call, the same tokens when decoding."""
 
+from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from transformers import DynamicCache
 
+from aftershock.errors import InputError
 from aftershock.models import (
     FIRST_TOKEN,
     PREFILL,
@@ -15,7 +19,10 @@ from aftershock.models import (
     Generated,
     LoadedModel,
     Pass,
+    Prefix,
     align,
+    choose,
+    continue_greedy,
     decode,
     end_tokens,
     generate,
@@ -255,3 +262,79 @@ def test_a_spoiled_embedding_stays_out_of_rows_that_lack_its_token() -> None:
     spoiled = teacher_forced(model, block, NO_CUT, nothing)
     assert torch.equal(spoiled[0], clean[0])
     assert spoiled[1].isnan().all()
+
+
+def prefixes_of(model: LoadedModel, tokens: int) -> list[Prefix]:
+    """The four rows after `tokens` greedy tokens, the last of them not fed yet."""
+    written = decoded(model, [tokens] * 4).tokens
+    cache = DynamicCache()
+    block = align(CONTEXTS, [row[:-1] for row in written], model.device)
+    teacher_forced(model, block, NO_CUT, nothing, cache)
+    return [
+        Prefix(
+            tuple(layer.keys[row, :, 5 - len(context) : 4 + tokens] for layer in cache.layers),
+            tuple(layer.values[row, :, 5 - len(context) : 4 + tokens] for layer in cache.layers),
+            written[row],
+            12,
+            (),
+        )
+        for row, context in enumerate(CONTEXTS)
+    ]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answers_go_on_as_if_they_had_never_stopped(family: str) -> None:
+    model = tiny_loaded(family)
+    model.module.generation_config.eos_token_id = None
+    whole = decoded(model, [12] * 4).tokens
+    assert continue_greedy(model, prefixes_of(model, 3), 6, 20).tokens == whole
+
+
+def test_a_row_goes_on_with_the_same_bits_in_any_company() -> None:
+    model = tiny_loaded("llama", torch.bfloat16)
+    model.module.generation_config.eos_token_id = None
+    prefixes = prefixes_of(model, 3)
+    together = continue_greedy(model, prefixes, 6, 20)
+    for row, prefix in enumerate(prefixes):
+        for company in ([prefix], [*reversed(prefixes[:row]), prefix]):
+            alone = continue_greedy(model, company, 6, 20)
+            assert (alone.tokens[-1], alone.margins[-1]) == (together.tokens[row], together.margins[row])
+
+
+def test_answers_that_go_on_end_by_token_limit_and_stop_string() -> None:
+    model = tiny_loaded("llama")
+    model.module.generation_config.eos_token_id = None
+    one, two, three, four = prefixes_of(model, 3)
+    free = continue_greedy(model, [one, two, three, four], 4, 20).tokens
+    model.module.generation_config.eos_token_id = free[0][7]
+    stop = model.tokenizer.decode(free[1][5:7])
+    ended = continue_greedy(model, [one, replace(two, stop=(stop,)), replace(three, limit=5), four], 4, 20)
+    first = free[0].index(free[0][7], 3)
+    assert (ended.tokens[0], ended.ends[0]) == (free[0][:first], free[0][7])
+    assert model.tokenizer.decode(ended.tokens[1]).endswith(stop) or ended.ends[1] is not None
+    assert len(ended.tokens[1]) <= 7
+    assert ended.tokens[2] == free[2][:5] or ended.ends[2] is not None
+
+
+def test_more_rows_or_longer_ones_than_fit_are_refused() -> None:
+    prefixes = prefixes_of(model_of("llama"), 3)
+    with pytest.raises(InputError, match="don't fit"):
+        continue_greedy(model_of("llama"), prefixes, 3, 20)
+    with pytest.raises(InputError, match="don't fit"):
+        continue_greedy(model_of("llama"), prefixes, 4, 6)
+
+
+logit_rows = arrays(
+    np.float32, (3, 5), elements=st.sampled_from([-2.0, -1.0, 0.0, 0.5, 1.0, 3.0, np.inf, -np.inf, np.nan])
+)
+
+
+@given(logit_rows)
+def test_choices_by_brute_force(values: np.ndarray) -> None:
+    found = choose(torch.from_numpy(values))
+    for row, logits in enumerate(values):
+        assert bool(found.finite[row]) == bool(np.isfinite(logits).all())
+        assert int(found.tokens[row]) == int(np.argmax(logits))
+        if np.isfinite(logits).all():
+            second, first = sorted(logits.tolist())[-2:]
+            assert (float(found.best[row]), float(found.margins[row])) == (first, first - second)

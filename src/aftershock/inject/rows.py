@@ -16,19 +16,41 @@ from aftershock.numerics import format_of, words
 
 
 @dataclass(frozen=True)
-class _Round:
-    """Faulty words of one parameter, and the outputs that they change: `rows[i]`, `channels[i]` is one of them."""
+class _Words:
+    """Faulty words of one parameter."""
 
     tensor: torch.Tensor
     index: tuple[torch.Tensor, ...]
     new: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Round:
+    """Faulty words of one module, and the outputs that they change: `rows[i]`, `channels[i]` is one of them."""
+
+    words: tuple[_Words, ...]
     rows: torch.Tensor
     channels: torch.Tensor
 
 
+@dataclass(frozen=True)
+class _Placed:
+    """A weight fault in a module that uses its parameter, and the channel of the output that it changes there."""
+
+    fault: Fault
+    site: WeightSite
+    tensor: torch.Tensor
+    channel: int
+
+
+_Sets = Mapping[tuple[int, ...], Sequence[_Placed]]
+
+
 @contextmanager
-def row_faults(model: LoadedModel, faults: Mapping[Sequence[int], Sequence[Fault]]) -> Iterator[None]:
+def row_faults(model: LoadedModel, faults: Mapping[tuple[int, ...], Sequence[Fault]], rows: int) -> Iterator[None]:
     """Inside, each set of weight faults (its trigger plays no part) acts on its own rows of every forward call.
+
+    Every forward call has `rows` rows.
 
     A module whose parameters are faulty runs twice: on clean words, and with the faulty words of all sets in place.
     A faulty word changes one channel of its module's output, so each row takes from the second run the channels
@@ -38,23 +60,16 @@ def row_faults(model: LoadedModel, faults: Mapping[Sequence[int], Sequence[Fault
     Raises InputError for faults in parameters that change more than one channel (experts), and ContractError when a
     word could not be written or written back.
     """
-    by_parameter: dict[str, list[tuple[Sequence[int], list[Fault]]]] = {}
-    for rows, those in faults.items():
-        for fault in those:
-            assert isinstance(fault.site, WeightSite)
-            of_parameter = by_parameter.setdefault(fault.site.parameter, [])
-            if not of_parameter or of_parameter[-1][0] is not rows:
-                of_parameter.append((rows, []))
-            of_parameter[-1][1].append(fault)
     users = _users(model.module)
+    placed: dict[torch.nn.Module, dict[tuple[int, ...], list[_Placed]]] = {}
+    for own, those in faults.items():
+        for fault in those:
+            for module, one in _places(model, users, fault):
+                placed.setdefault(module, {}).setdefault(own, []).append(one)
     with ExitStack() as hooks:
-        rounds: dict[torch.nn.Module, list[_Round]] = {}
-        for name, sets in by_parameter.items():
-            parameter = model.module.get_parameter(name)
-            for module in users[parameter]:
-                rounds.setdefault(module, []).extend(_rounds(module, parameter.detach(), sets))
-        for module, of_module in rounds.items():
-            hooks.callback(module.register_forward_hook(_merged(of_module), with_kwargs=True).remove)
+        for module, sets in placed.items():
+            again = _merged([_round(dealt) for dealt in _dealt(sets)], rows)
+            hooks.callback(module.register_forward_hook(again, with_kwargs=True).remove)
         yield
 
 
@@ -63,6 +78,19 @@ def changes_one_channel(model: LoadedModel, fault: Fault) -> bool:
     assert isinstance(fault.site, WeightSite)
     parameter = model.module.get_parameter(fault.site.parameter)
     return all(_channel_dim(module, parameter) is not None for module in _users(model.module)[parameter])
+
+
+def _places(
+    model: LoadedModel, users: Mapping[torch.nn.Parameter, Sequence[torch.nn.Module]], fault: Fault
+) -> Iterator[tuple[torch.nn.Module, _Placed]]:
+    site = fault.site
+    assert isinstance(site, WeightSite)
+    parameter = model.module.get_parameter(site.parameter)
+    for module in users[parameter]:
+        dim = _channel_dim(module, parameter)
+        if dim is None:
+            raise InputError(f"'{fault}' changes more than one channel of its module: run it as a trial of its own")
+        yield module, _Placed(fault, site, parameter.detach(), site.index[dim])
 
 
 def _users(module: torch.nn.Module) -> dict[torch.nn.Parameter, list[torch.nn.Module]]:
@@ -85,68 +113,67 @@ def _channel_dim(module: torch.nn.Module, parameter: torch.Tensor) -> int | None
     return None
 
 
-def _rounds(
-    module: torch.nn.Module, tensor: torch.Tensor, sets: Sequence[tuple[Sequence[int], list[Fault]]]
-) -> list[_Round]:
-    """The sets dealt out into runs in which no two sets change the same channel."""
-    dim = _channel_dim(module, tensor)
-    if dim is None:
-        raise InputError(f"'{sets[0][1][0]}' changes more than one channel of its module: run it as a trial of its own")
-    dealt: list[tuple[set[int], list[tuple[Sequence[int], list[Fault]]]]] = []
-    for rows, faults in sets:
-        channels = {fault.site.index[dim] for fault in faults if isinstance(fault.site, WeightSite)}
-        taken, members = next((one for one in dealt if one[0].isdisjoint(channels)), (set(), []))
-        if not members:
-            dealt.append((taken, members))
-        taken |= channels
-        members.append((rows, faults))
-    return [_round(tensor, members, dim) for _, members in dealt]
+def _dealt(sets: _Sets) -> list[_Sets]:
+    """The sets dealt out into runs in which no two change the same channel."""
+    runs: list[tuple[set[int], dict[tuple[int, ...], Sequence[_Placed]]]] = []
+    for rows, placed in sets.items():
+        channels = {one.channel for one in placed}
+        run = next((run for run in runs if run[0].isdisjoint(channels)), None)
+        if run is None:
+            run = (set(), {})
+            runs.append(run)
+        run[0].update(channels)
+        run[1][rows] = placed
+    return [members for _, members in runs]
 
 
-def _round(tensor: torch.Tensor, members: Sequence[tuple[Sequence[int], list[Fault]]], dim: int) -> _Round:
+def _round(sets: _Sets) -> _Round:
+    by_tensor: dict[str, list[_Placed]] = {}
+    for one in (one for placed in sets.values() for one in placed):
+        by_tensor.setdefault(one.site.parameter, []).append(one)
+    changed = [(row, one.channel) for rows, placed in sets.items() for row in rows for one in placed]
+    rows, channels = torch.tensor(changed, device=next(iter(sets.values()))[0].tensor.device).unbind(1)
+    return _Round(tuple(map(_words, by_tensor.values())), rows, channels)
+
+
+def _words(placed: Sequence[_Placed]) -> _Words:
+    """Faulty words of one tensor; faults on one word act one after the other."""
+    tensor = placed[0].tensor
     stored, number_format = words(tensor), format_of(tensor.dtype)
-    # Faults on one word act one after the other.
     new: dict[tuple[int, ...], torch.Tensor] = {}
-    rows: list[int] = []
-    channels: list[int] = []
-    for of_set, faults in members:
-        for fault in faults:
-            assert isinstance(fault.site, WeightSite)
-            index = fault.site.index
-            old = new.get(index, stored[index])
-            new[index] = corrupt(old.reshape(1), [fault.corruption], number_format)[0]
-        changed = sorted({fault.site.index[dim] for fault in faults if isinstance(fault.site, WeightSite)})
-        rows += [row for row in of_set for _ in changed]
-        channels += changed * len(of_set)
-
-    def on_device(values: Sequence[Any]) -> torch.Tensor:
-        return torch.tensor(values, device=tensor.device)
-
-    return _Round(
-        tensor, on_device(list(new)).unbind(1), torch.stack(list(new.values())), on_device(rows), on_device(channels)
-    )
+    for one in placed:
+        old = new.get(one.site.index, stored[one.site.index])
+        new[one.site.index] = corrupt(old.reshape(1), [one.fault.corruption], number_format)[0]
+    index = torch.tensor(list(new), device=tensor.device).unbind(1)
+    return _Words(tensor, index, torch.stack(list(new.values())))
 
 
-def _merged(rounds: Sequence[_Round]) -> Callable[..., None]:
+def _merged(rounds: Sequence[_Round], rows: int) -> Callable[..., None]:
+    def by_row(output: torch.Tensor) -> torch.Tensor:
+        # Some models flatten rows and tokens before they project.
+        return output if output.shape[0] == rows else output.view(rows, -1, output.shape[-1])
+
     def run_again(module: torch.nn.Module, inputs: Any, keywords: Any, output: torch.Tensor) -> None:
         for one in rounds:
-            with _written(one):
-                faulty = module.forward(*inputs, **keywords)
-            output[one.rows, ..., one.channels] = faulty[one.rows, ..., one.channels]
+            with ExitStack() as written:
+                for faulty in one.words:
+                    written.enter_context(_written(faulty))
+                again = module.forward(*inputs, **keywords)
+            by_row(output)[one.rows, ..., one.channels] = by_row(again)[one.rows, ..., one.channels]
 
     return run_again
 
 
 @contextmanager
-def _written(one: _Round) -> Iterator[None]:
-    stored = words(one.tensor)
-    old = stored[one.index]
-    stored[one.index] = one.new
+def _written(faulty: _Words) -> Iterator[None]:
+    stored = words(faulty.tensor)
+    old = stored[faulty.index]
+    stored[faulty.index] = faulty.new
     try:
-        if not torch.equal(stored[one.index], one.new):
+        if not torch.equal(stored[faulty.index], faulty.new):
             raise ContractError("a faulty word could not be written")
         yield
     finally:
-        stored[one.index] = old
-        if not torch.equal(stored[one.index], old):
+        stored[faulty.index] = old
+        if not torch.equal(stored[faulty.index], old):
             raise ContractError("an undo did not restore its words")

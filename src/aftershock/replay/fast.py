@@ -78,14 +78,14 @@ class FastExecutor(ReferenceExecutor):
     def _together(self, pool: Sequence[Pending]) -> Iterator[tuple[Job, Run | ModelCrashedError]]:
         prefixes = [prefix for pending in pool for prefix in pending.prefixes]
         begin = 0
-        faults: dict[Sequence[int], Sequence[Fault]] = {}
+        faults: dict[tuple[int, ...], Sequence[Fault]] = {}
         for pending in pool:
             end = begin + len(pending.prefixes)
             if lasting(pending.job.faults):
                 faults[tuple(range(begin, end))] = lasting(pending.job.faults)
             begin = end
         try:
-            with row_faults(self.model, faults):
+            with row_faults(self.model, faults, self._rows):
                 written = continue_greedy(self.model, prefixes, self._rows, columns_of(pool[0]))
         except (ContractError, InputError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
             raise
