@@ -135,8 +135,8 @@ def generation(model: LoadedModel, batch: Batch, jobs: Sequence[Job], decoded: i
     some = spread_out(jobs, decoded)
     reference.decoded(batch, ())
     answers, decoding = timed(lambda job: reference.decoded(batch, job.faults), model, some)
-    runs, fast_seconds = together(fast, jobs)
-    _, verifying_seconds = together(verifying, jobs)
+    runs, changes, fast_seconds = together(fast, jobs, some)
+    _, _, verifying_seconds = together(verifying, jobs, ())
     expected = {job.key: run for job, run in reference.trials(some)}
     tokens = {job.key: found.tokens for job, found in zip(some, answers, strict=True)}
     same = [
@@ -149,9 +149,7 @@ def generation(model: LoadedModel, batch: Batch, jobs: Sequence[Job], decoded: i
         "decoding": {"seconds_per_trial": round(mean, 4), "spread": quartiles(decoding), "n": len(some)},
         "fast": per_trial(fast_seconds, mean, len(jobs)),
         "verifying": per_trial(verifying_seconds, mean, len(jobs)),
-        "trials_with_another_answer": round(
-            float(np.mean([changed(run, fast.golden(batch)) for run in runs.values()])), 4
-        ),
+        "trials_with_another_answer": round(changes / len(jobs), 4),
         "agreement": {
             "reference": round(float(np.mean([equal(runs[key], run) for key, run in expected.items()])), 4),
             "decoding": round(float(np.mean(same)), 4),
@@ -170,7 +168,7 @@ def choices(model: LoadedModel, jobs: Sequence[Job], slow: int) -> dict[str, Any
     for executor in (reference, fast):
         executor.golden(jobs[0].batch)
     some = spread_out(jobs, slow)
-    runs, seconds = together(fast, jobs)
+    runs, _, seconds = together(fast, jobs, some)
     expected, each = timed(lambda job: reference.trial(job.batch, job.faults), model, some)
     mean = float(np.mean(each))
     return {
@@ -197,15 +195,21 @@ def timed(action: Callable[[Job], Any], model: LoadedModel, jobs: Sequence[Job])
     return results, seconds
 
 
-def together(executor: FastExecutor, jobs: Sequence[Job]) -> tuple[dict[Any, Run], float]:
-    """All runs, and the seconds they took. A model that crashed under a fault would end this with its error."""
+def together(executor: FastExecutor, jobs: Sequence[Job], kept: Sequence[Job]) -> tuple[dict[Any, Run], int, float]:
+    """The runs of the jobs to be kept, the number of all runs with a changed answer, and the seconds that all took.
+
+    A model that crashed under a fault ends this with its error.
+    """
+    wanted = {job.key for job in kept}
     begin = now(executor.model)
-    runs = {}
+    runs, changes = {}, 0
     for job, run in executor.trials(jobs):
         if not isinstance(run, Run):
             raise run
-        runs[job.key] = run
-    return runs, now(executor.model) - begin
+        changes += changed(run, executor.golden(job.batch))
+        if job.key in wanted:
+            runs[job.key] = run
+    return runs, changes, now(executor.model) - begin
 
 
 def now(model: LoadedModel) -> float:
