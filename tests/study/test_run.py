@@ -8,7 +8,7 @@ import torch
 from aftershock.errors import ContractError, InputError
 from aftershock.models import model_hash
 from aftershock.replay import ModelCrashedError, ReferenceExecutor
-from aftershock.study import DUE, SDC, Plan, StoredStudy, load_study, make_plan, run_study, summarise
+from aftershock.study import DUE, SDC, Plan, StoredStudy, load_study, make_plan, outlook, run_study, summarise
 from aftershock.study.trial import trial_records
 from tiny_study import ITEMS, tiny_settings
 
@@ -223,6 +223,12 @@ def test_a_step_no_answer_can_have_is_refused_before_the_run(folder):
     lines = ("weight model.norm.weight[3] flip 30 at decode:40",)
     with pytest.raises(InputError, match="can never strike"):
         make_plan(tiny_settings(folder).model_copy(update={"fault_list": lines}))
+
+
+def test_a_fault_list_is_sized_as_for_a_very_large_population(folder):
+    lines = ("weight model.norm.weight[3] flip 30 always",)
+    found = outlook(make_plan(tiny_settings(folder).model_copy(update={"fault_list": lines})))
+    assert found.sizes == {"5 points": 385, "3 points": 1068, "1 points": 9604}
 
 
 def test_a_model_that_raises_under_a_fault_is_a_crash(folder, tmp_path, monkeypatch):

@@ -59,7 +59,8 @@ def outlook(plan: Plan, *, seconds: float | None = None) -> Outlook:
         "weight": sum(site.numel for site in plan.population.parameters),
         "activation channel": sum(site.features for site in plan.population.outputs),
     }
-    bits = max(1, sum(population.values()) * plan.model.format.bits)
+    # A list tells nothing of the population that it comes from: sized as for a very large one.
+    bits = sum(population.values()) * plan.model.format.bits or 2**62
     half = wilson(count // 2, count)
     none = wilson(0, count)
     return Outlook(
