@@ -19,6 +19,8 @@ from aftershock.models import (
     teacher_forced,
 )
 from aftershock.models.conversion import converted
+from aftershock.numerics import words
+from aftershock.replay import FastExecutor, Job, ReferenceExecutor, make_batches
 from aftershock.study import check_settings, make_plan, replay_trial, run_study
 from aftershock.tasks import encode, load_task
 from demo_model import FILE, SPEC, needs_demo_model
@@ -133,3 +135,25 @@ def test_small_study_repeats(tmp_path: Path):
     replay = replay_trial(tmp_path, 1)
     assert replay.same_plan
     assert replay.equal
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_fast_trials_are_the_reference_executors_to_the_bit(dtype: str) -> None:
+    loaded = load(SPEC, dtype)
+    items = [item for item in load_task("probe", max_new_tokens=NEW_TOKENS).items if item.kind == "generation"][:4]
+    (batch,) = make_batches(items, loaded, 4, 0)
+    lines = [
+        "weight model.layers.20.mlp.down_proj.weight[3,4] replace 30.0",
+        "weight model.layers.3.self_attn.o_proj.weight[30,40] replace 20.0",
+        "weight model.norm.weight[5] replace 80.0",
+        "activation model.layers.12[7] add 300.0 at decode:2",
+    ]
+    jobs = [Job(line, batch, parse_faults(line)) for line in lines]
+    reference = ReferenceExecutor(loaded)
+    golden = reference.golden(batch)
+    expected = {job.key: run for job, run in reference.trials(jobs)}
+    assert any(run.items[0].answer.tokens != golden.items[0].answer.tokens for run in expected.values())
+    for job, run in FastExecutor(loaded).trials(jobs):
+        for mine, theirs in zip(run.items, expected[job.key].items, strict=True):
+            assert mine.answer == theirs.answer
+            assert torch.equal(words(mine.logits[0]), words(theirs.logits[0]))
