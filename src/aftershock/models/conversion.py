@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, modeling_gguf_pytorch_utils, modeling_utils
 
@@ -52,18 +51,6 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-class _PlainReader(gguf.GGUFReader):  # type: ignore[misc]  # gguf has no types
-    """Reads the file through a plain array over the same memory map, whose slices are many times cheaper."""
-
-    @property
-    def data(self) -> np.ndarray:
-        return self._data
-
-    @data.setter
-    def data(self, mapped: np.ndarray) -> None:
-        self._data = np.asarray(mapped)
-
-
 @contextmanager
 def _lean_reading() -> Iterator[None]:
     """While open, transformers parses a GGUF file once, builds its table of names once, and draws no bars.
@@ -74,7 +61,7 @@ def _lean_reading() -> Iterator[None]:
     table = cache(gguf.get_tensor_name_map)
     silent = partial(modeling_gguf_pytorch_utils.tqdm, disable=True)
     with (
-        _replaced(gguf, GGUFReader=cache(_PlainReader), get_tensor_name_map=table),
+        _replaced(gguf, GGUFReader=cache(gguf.GGUFReader), get_tensor_name_map=table),
         _replaced(modeling_gguf_pytorch_utils, tqdm=silent),
         _replaced(modeling_utils, is_accelerate_available=lambda: True),
     ):

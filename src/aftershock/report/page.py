@@ -31,8 +31,7 @@ def page(stored: StoredStudy, summary: Summary) -> str:
             said.trials, stored.trials, stored.environment, (floor.estimate, floor.low, floor.high) if floor.n else None
         )
     )
-    # The package's type stub asks for the argument that its function leaves out.
-    vega: str = vl_convert.javascript_bundle()  # type: ignore[call-arg]  # its stub lacks the default
+    vega: str = vl_convert.javascript_bundle()
     scripts = (vega, (_ASSETS / "page.js").read_text("utf-8"))
     template = _environment().from_string((_ASSETS / "page.html.j2").read_text("utf-8"))
     return template.render(
