@@ -16,6 +16,7 @@ from aftershock.models import (
     FIRST_TOKEN,
     PREFILL,
     Block,
+    ColumnCache,
     Generated,
     LoadedModel,
     Pass,
@@ -23,13 +24,15 @@ from aftershock.models import (
     align,
     choose,
     continue_greedy,
+    cut,
     decode,
     end_tokens,
+    forced_call,
     generate,
     stage_of,
     teacher_forced,
 )
-from aftershock.models.blocks import cut
+from aftershock.numerics import words
 from tiny_models import FAMILIES, tiny_loaded
 
 CONTEXTS = ((5, 6, 7, 8, 9), (10, 11), (12,), (13, 14, 15))
@@ -72,15 +75,21 @@ def test_a_row_holds_its_own_columns() -> None:
     assert block.holds(3, range(8, 9))
 
 
-@given(st.integers(1, 6), st.integers(0, 6), st.frozensets(st.integers(0, 12)))
-def test_calls_cover_every_column_once(width: int, answer: int, boundaries: frozenset[int]) -> None:
+@given(st.integers(1, 6), st.integers(0, 6), st.frozensets(st.integers(0, 12)), st.frozensets(st.integers(-1, 14)))
+def test_calls_cover_every_column_once(
+    width: int, answer: int, boundaries: frozenset[int], columns: frozenset[int]
+) -> None:
     block = align([[1] * width], [[1] * answer], torch.device("cpu"))
-    calls = list(cut(block, boundaries))
-    columns = [column for first, last in calls for column in range(block.start(first), block.start(last + 1))]
-    assert columns == list(range(width + answer))
-    begins = {first for first, _ in calls}
-    assert {b for b in boundaries if 0 < b <= block.last_pass and block.start(b) > 0} <= begins
-    assert all(block.start(last + 1) > block.start(first) for first, last in calls)
+    calls = cut(block, boundaries, tuple(columns))
+    assert [column for call in calls for column in range(call.start, call.stop)] == list(range(width + answer))
+    starts = {call.start for call in calls}
+    passes = {block.start(b) for b in boundaries if 0 < b <= block.last_pass}
+    assert starts == {0} | passes | {column for column in columns if 0 < column < width + answer}
+    # Column w - 1 is the first token's, those before it are prefill.
+    assert all(
+        (call.first, call.last) == (max(0, call.start - width + 2), max(0, call.stop - width + 1)) for call in calls
+    )
+    assert sum(call.kept for call in calls) == answer + 1
 
 
 def test_stages_are_ordered() -> None:
@@ -267,13 +276,14 @@ def test_a_spoiled_embedding_stays_out_of_rows_that_lack_its_token() -> None:
 def prefixes_of(model: LoadedModel, tokens: int) -> list[Prefix]:
     """The four rows after `tokens` greedy tokens, the last of them not fed yet."""
     written = decoded(model, [tokens] * 4).tokens
-    cache = DynamicCache()
     block = align(CONTEXTS, [row[:-1] for row in written], model.device)
-    teacher_forced(model, block, NO_CUT, nothing, cache)
+    cache = ColumnCache.whole(model.components.layers, 4 + tokens)
+    for call in cut(block, NO_CUT):
+        forced_call(model, call, cache, nothing)
     return [
         Prefix(
-            tuple(layer.keys[row, :, 5 - len(context) : 4 + tokens] for layer in cache.layers),
-            tuple(layer.values[row, :, 5 - len(context) : 4 + tokens] for layer in cache.layers),
+            tuple(keys[row, :, 5 - len(context) :] for keys in cache.keys),
+            tuple(values[row, :, 5 - len(context) :] for values in cache.values),
             written[row],
             12,
             (),
@@ -329,9 +339,11 @@ logit_rows = arrays(
 )
 
 
-@given(logit_rows)
-def test_choices_by_brute_force(values: np.ndarray) -> None:
-    found = choose(torch.from_numpy(values))
+@given(logit_rows, st.lists(st.integers(0, 4), min_size=3, max_size=3))
+def test_choices_by_brute_force(values: np.ndarray, likely: list[int]) -> None:
+    logits = torch.from_numpy(values.copy())
+    found = choose(logits, torch.tensor(likely))
+    assert torch.equal(words(logits), words(torch.from_numpy(values)))
     for row, logits in enumerate(values):
         assert bool(found.finite[row]) == bool(np.isfinite(logits).all())
         assert int(found.tokens[row]) == int(np.argmax(logits))

@@ -27,6 +27,8 @@ from aftershock.inject.corrupt import corrupt
 from aftershock.models import LoadedModel, OutputSite, Pass, output_tensor, reroute
 from aftershock.numerics import NumberFormat, format_of, words
 
+_EVERY_ROW = range(2**62)
+
 
 @dataclass(frozen=True)
 class Struck:
@@ -82,14 +84,18 @@ class Injection:
     `begin_pass` and work under any code that runs the model. On exit every word is written back and compared.
     `struck` then tells what was hit.
 
+    `rows[n]` are the rows that activation fault n strikes, and those that weight fault n counts as reached (it acts on
+    all); every row where none are given.
+
     Raises InputError on construction when the model has no such place. Raises ContractError when a fault that was
     due did not fire, when a fault that waits for a pass was told of none, and when an undo was not exact.
     """
 
-    def __init__(self, model: LoadedModel, faults: Sequence[Fault]) -> None:
+    def __init__(self, model: LoadedModel, faults: Sequence[Fault], rows: Sequence[range] | None = None) -> None:
         for fault in faults:
             check(fault, model.components, model.format)
         self._faults = tuple(faults)
+        self._rows = [_EVERY_ROW] * len(self._faults) if rows is None else rows
         self._groups = _weight_groups(model, self._faults)
         self._outputs = {
             number: output_site(fault, model.components)
@@ -143,8 +149,10 @@ class Injection:
                 raise ContractError(f"'{fault}' begins or ends inside a forward call: cut the run there")
         self._take_back(lambda armed: not armed.group.trigger.covers(call.first))
         self._arm_weights(lambda trigger: trigger.covers(call.first))
-        if self._armed:
-            self._reached.update(row for row in range(call.block.rows) if call.takes_part(row))
+        present = [self._rows[number] for armed in self._armed for number in armed.group.faults]
+        self._reached.update(
+            row for row in range(call.block.rows) if any(row in rows for rows in present) and call.takes_part(row)
+        )
         for number, output in self._outputs.items():
             due = self._due_rows(number, call)
             if due.rows:
@@ -157,7 +165,8 @@ class Injection:
             for row, length in enumerate(block.context_lengths):
                 token = column(trigger.first, trigger.token, length)
                 at = block.context_width - length + token
-                if token >= 0 and call.active[row] and block.holds(row, range(at, at + 1)):
+                here = call.start <= at < call.stop and row in self._rows[number]
+                if token >= 0 and here and call.active[row] and block.holds(row, range(at, at + 1)):
                     due.rows.append(row)
                     due.columns.append(at)
         return due

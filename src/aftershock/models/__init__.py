@@ -1,6 +1,7 @@
 """Load a model, map its tensors and outputs to components, run its stages."""
 
-from aftershock.models.blocks import BeforePass, Block, Pass, align
+from aftershock.models.blocks import BeforePass, Block, Pass, align, cut
+from aftershock.models.columns import ColumnCache
 from aftershock.models.components import COMPONENTS, ComponentMap, OutputSite, ParameterSite, Rows
 from aftershock.models.demo import DemoModel, demo_models, pull
 from aftershock.models.hashing import model_hash
@@ -13,6 +14,7 @@ from aftershock.models.passes import (
     choose,
     continue_greedy,
     end_tokens,
+    forced_call,
     generate,
     has_ended,
     teacher_forced,
@@ -28,6 +30,7 @@ __all__ = [
     "BeforePass",
     "Block",
     "Choices",
+    "ColumnCache",
     "ComponentMap",
     "DemoModel",
     "Generated",
@@ -41,9 +44,11 @@ __all__ = [
     "choose",
     "component_map",
     "continue_greedy",
+    "cut",
     "decode",
     "demo_models",
     "end_tokens",
+    "forced_call",
     "generate",
     "has_ended",
     "load",

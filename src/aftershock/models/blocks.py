@@ -5,12 +5,12 @@ the same column (padded on the left), answers begin after it (padded on the righ
 stages is then a cut between two columns.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from aftershock.models.stages import FIRST_TOKEN, decode
+from aftershock.models.stages import FIRST_TOKEN, PREFILL, decode
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,20 @@ class Block:
         """First column of a pass."""
         return 0 if number < FIRST_TOKEN else self.context_width - 2 + number
 
+    def number(self, column: int) -> int:
+        """Number of the pass that a column belongs to."""
+        return max(PREFILL, column - self.context_width + 2)
+
+    def copies(self, count: int) -> "Block":
+        """The block with its rows `count` times over."""
+        return Block(
+            self.tokens.repeat(count, 1),
+            self.mask.repeat(count, 1),
+            self.context_width,
+            self.context_lengths * count,
+            self.answer_lengths * count,
+        )
+
     def holds(self, row: int, columns: range) -> bool:
         """Whether a row has a token in any of the columns; those past the block's own are generated ones."""
         if columns.stop > self.tokens.shape[1]:
@@ -59,7 +73,7 @@ class Block:
 class Pass:
     """One forward call: passes `first` to `last` (inclusive) at once, columns [start, stop) of `block`.
 
-    The last `kept` columns are the ones whose logits are computed. `active[r]` is False where row r's answer
+    The last `kept` columns are those that predict answer tokens. `active[r]` is False where row r's answer
     had ended before.
     """
 
@@ -110,9 +124,21 @@ def align(
     )
 
 
-def cut(block: Block, boundaries: frozenset[int]) -> Iterator[tuple[int, int]]:
-    """The (first, last) pass numbers of each forward call over a block cut before the pass numbers given."""
-    starts = sorted({0} | {number for number in boundaries if 0 < number <= block.last_pass})
-    for first, following in zip(starts, [*starts[1:], block.last_pass + 1], strict=True):
-        if block.start(following) > block.start(first):
-            yield first, following - 1
+def cut(block: Block, boundaries: frozenset[int], columns: Sequence[int] = ()) -> tuple[Pass, ...]:
+    """The forward calls over a block that is cut before the passes `boundaries` and before `columns`."""
+    width = int(block.tokens.shape[1])
+    wanted = {block.start(number) for number in boundaries if 0 < number <= block.last_pass} | set(columns)
+    starts = sorted({0} | {column for column in wanted if 0 < column < width})
+    active = (True,) * block.rows
+    return tuple(
+        Pass(
+            block,
+            block.number(start),
+            block.number(stop - 1),
+            start,
+            stop,
+            max(0, stop - max(start, block.context_width - 1)),
+            active,
+        )
+        for start, stop in zip(starts, [*starts[1:], width], strict=True)
+    )

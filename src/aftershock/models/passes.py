@@ -9,45 +9,44 @@ from transformers import DynamicCache
 
 from aftershock.errors import InputError
 from aftershock.models.blocks import BeforePass, Block, Pass, cut
+from aftershock.models.columns import ColumnCache
 from aftershock.models.loading import LoadedModel
 from aftershock.models.stages import decode
 
 
-@torch.inference_mode()
 def teacher_forced(
-    model: LoadedModel,
-    block: Block,
-    boundaries: frozenset[int],
-    before_pass: BeforePass,
-    cache: DynamicCache | None = None,
+    model: LoadedModel, block: Block, boundaries: frozenset[int], before_pass: BeforePass
 ) -> torch.Tensor:
     """Logits that predict every answer token, the block's own tokens being fed.
 
     Returns shape (rows, 1 + longest answer fed, vocabulary) in the model's dtype; entry [r, j] predicts answer
-    token j of row r. The run is one forward call, cut before each of `boundaries`. `cache`, an empty one, is filled
-    with the keys and values of all columns.
+    token j of row r. The run is cut before each of `boundaries`.
     """
-    calls = list(cut(block, boundaries))
-    if cache is None and len(calls) > 1:
-        cache = DynamicCache(config=model.module.config)
-    active = tuple(True for _ in range(block.rows))
-    logits = []
-    for first, last in calls:
-        start, stop = block.start(first), block.start(last + 1)
-        kept = max(0, stop - max(start, block.context_width - 1))
-        before_pass(Pass(block, first, last, start, stop, kept, active))
-        output = model.module(
-            input_ids=block.tokens[:, start:stop],
-            attention_mask=block.mask[:, :stop],
-            position_ids=block.positions[:, start:stop],
-            past_key_values=cache,
-            use_cache=cache is not None,
-            # The one column of a pure prefill call is dropped below.
-            logits_to_keep=_last_columns(max(kept, 1), stop - start, block.tokens.device),
-        )
-        if kept:
-            logits.append(output.logits)
-    return torch.cat(logits, dim=1) if len(logits) > 1 else logits[0]
+    cache = ColumnCache.whole(model.components.layers, block.tokens.shape[1])
+    logits = [forced_call(model, call, cache, before_pass) for call in cut(block, boundaries)]
+    return torch.cat(logits, dim=1)
+
+
+@torch.inference_mode()
+def forced_call(model: LoadedModel, call: Pass, cache: ColumnCache, before_pass: BeforePass) -> torch.Tensor:
+    """One call of a teacher-forced run: logits of its last `call.kept` columns, shape (rows, kept, vocabulary).
+
+    `cache` holds the columns before the call's, whose keys and values are added.
+    """
+    block, start, stop = call.block, call.start, call.stop
+    before_pass(call)
+    cache.seek(start)
+    output = model.module(
+        input_ids=block.tokens[:, start:stop],
+        attention_mask=block.mask[:, :stop],
+        position_ids=block.positions[:, start:stop],
+        past_key_values=cache,
+        use_cache=True,
+        # Some logits there must be: the one column of a pure prefill call is dropped below.
+        logits_to_keep=_last_columns(max(call.kept, 1), stop - start, block.tokens.device),
+    )
+    logits: torch.Tensor = output.logits
+    return logits[:, logits.shape[1] - call.kept :]
 
 
 def _last_columns(kept: int, columns: int, device: torch.device) -> torch.Tensor:
@@ -74,6 +73,16 @@ class Prefix:
     def fed(self) -> int:
         """Number of tokens fed so far, context included."""
         return int(self.keys[0].shape[1])
+
+    @property
+    def remaining(self) -> int:
+        """The most tokens that may follow."""
+        return self.limit - len(self.written)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the keys and values, in bytes."""
+        return sum(states.nbytes for states in (*self.keys, *self.values))
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,7 @@ class _Answers:
 
     def take(self, logits: torch.Tensor) -> torch.Tensor:
         """Choose the next token of every row from logits (rows, vocabulary); returns them, shape (rows,)."""
-        choices = choose(logits)
+        choices = choose(logits, logits.argmax(-1))
         finite, margins = choices.finite.tolist(), choices.margins.tolist()
         for row, token in enumerate(choices.tokens.tolist()):
             if not self.active[row]:
@@ -149,16 +158,26 @@ class Choices:
     margins: torch.Tensor
 
 
-def choose(logits: torch.Tensor) -> Choices:
-    """The greedy choice at every place."""
-    best = logits.topk(2, dim=-1)
-    values = best.values.float()
-    tokens, margins = best.indices[..., 0], values[..., 0] - values[..., 1]
-    # Which of several best tokens topk names is not laid down.
-    tied = ~(margins > 0)
-    tokens[tied] = logits[tied].argmax(-1)
-    finite = torch.isfinite(logits.amax(-1)) & torch.isfinite(logits.amin(-1))
-    return Choices(tokens.cpu(), finite.cpu(), values[..., 0].cpu(), margins.cpu())
+def choose(logits: torch.Tensor, likely: torch.Tensor) -> Choices:
+    """The greedy choice at every place.
+
+    `likely`, shape (...), int64, on the logits' device: tokens that are probably chosen; the nearer the truth, the
+    faster. The logits are changed meanwhile, and left as they were.
+    """
+    best, finite = logits.amax(-1), torch.isfinite(logits.amin(-1))
+    own = logits.gather(-1, likely[..., None])
+    logits.scatter_(-1, likely[..., None], -torch.inf)
+    others = logits.amax(-1)
+    logits.scatter_(-1, likely[..., None], own)
+    tokens, margins = likely.clone(), own[..., 0].float() - others.float()
+    unlikely = ~(margins > 0)
+    if bool(unlikely.any()):
+        rows = logits[unlikely]
+        chosen = rows.argmax(-1)
+        rows.scatter_(-1, chosen[..., None], -torch.inf)
+        tokens[unlikely] = chosen
+        margins[unlikely] = best[unlikely].float() - rows.amax(-1).float()
+    return Choices(tokens.cpu(), (finite & torch.isfinite(best)).cpu(), best.float().cpu(), margins.cpu())
 
 
 @torch.inference_mode()
@@ -179,13 +198,13 @@ def generate(
     mask, positions = block.mask, block.positions
     answers = _Answers(model, [()] * block.rows, limits, stops)
 
-    def call(inputs: torch.Tensor, first: int, last: int, start: int, stop: int) -> torch.Tensor:
-        before_pass(Pass(block, first, last, start, stop, 1, tuple(answers.active)))
-        return _next_logits(model, inputs, mask[:, :stop], positions[:, start:stop], cache)
+    def run(inputs: torch.Tensor, call: Pass) -> torch.Tensor:
+        before_pass(call)
+        seen, fed = slice(call.stop), slice(call.start, call.stop)
+        return _next_logits(model, inputs, mask[:, seen], positions[:, fed], cache)
 
-    for first, last in cut(block, boundaries):
-        start, stop = block.start(first), block.start(last + 1)
-        logits = call(block.tokens[:, start:stop], first, last, start, stop)
+    for call in cut(block, boundaries):
+        logits = run(block.tokens[:, call.start : call.stop], call)
     for number in range(decode(1), decode(1) + max(limits)):
         chosen = answers.take(logits)
         if not any(answers.active):
@@ -193,7 +212,7 @@ def generate(
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
         stop = mask.shape[1]
-        logits = call(chosen[:, None], number, number, stop - 1, stop)
+        logits = run(chosen[:, None], Pass(block, number, number, stop - 1, stop, 1, tuple(answers.active)))
     return answers.done()
 
 
@@ -201,20 +220,20 @@ def generate(
 def continue_greedy(model: LoadedModel, prefixes: Sequence[Prefix], rows: int, columns: int) -> Generated:
     """Write each row's answer to its end, all rows together, one token a pass.
 
-    The shapes depend on `rows` (the last prefix fills up missing ones) and `columns` (what was fed ends at that
-    column, masked columns before it) alone, so a row's result is the same bits in any company of as many rows.
+    The shapes depend on `rows` (the last prefix fills up missing ones) and `columns` (the last so many are seen, masked
+    where there are fewer) alone, so a row's result is the same bits in any company of as many rows.
     Raises InputError where more rows, or longer ones, are given than that.
     """
-    if len(prefixes) > rows or any(prefix.fed > columns for prefix in prefixes):
+    if len(prefixes) > rows or any(prefix.fed + prefix.remaining > columns for prefix in prefixes):
         raise InputError(f"{len(prefixes)} rows don't fit {rows} rows of {columns} columns: give larger ones")
     filled = [*prefixes, *[prefixes[-1]] * (rows - len(prefixes))]
     fed = torch.tensor([prefix.fed for prefix in filled], device=model.device)
-    mask = (torch.arange(columns, device=model.device) >= columns - fed[:, None]).long()
-    cache = DynamicCache()
-    for layer in range(len(filled[0].keys)):
-        keys = _right_aligned([prefix.keys[layer] for prefix in filled], columns)
-        values = _right_aligned([prefix.values[layer] for prefix in filled], columns)
-        cache.update(keys, values, layer)
+    places = torch.arange(columns, device=model.device)
+    layers = range(len(filled[0].keys))
+    cache = ColumnCache.window(
+        [_right_aligned([prefix.keys[layer] for prefix in filled], columns) for layer in layers],
+        [_right_aligned([prefix.values[layer] for prefix in filled], columns) for layer in layers],
+    )
     answers = _Answers(
         model,
         [prefix.written for prefix in prefixes],
@@ -222,12 +241,12 @@ def continue_greedy(model: LoadedModel, prefixes: Sequence[Prefix], rows: int, c
         [prefix.stop for prefix in prefixes],
     )
     chosen = torch.tensor([prefix.written[-1] for prefix in filled], device=model.device)
-    position = fed
     while any(answers.active):
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        logits = _next_logits(model, chosen[:, None], mask, position[:, None], cache)
+        mask = (places >= columns - 1 - fed[:, None]).long()
+        logits = _next_logits(model, chosen[:, None], mask, fed[:, None], cache)
+        cache.step()
         chosen = torch.cat([answers.take(logits[: len(prefixes)]), chosen[len(prefixes) :]])
-        position = position + 1
+        fed = fed + 1
     return answers.done()
 
 

@@ -38,7 +38,7 @@ def distance(golden: ItemRun, other: ItemRun) -> Distance | None:
     return Distance((squares / entries) ** 0.5, divergence / positions)
 
 
-def compared(logits: torch.Tensor, positions: int) -> torch.Tensor:
-    """At most MAX_COMPARED_POSITIONS of the first `positions` rows, evenly spread; a copy, so the rest is freed."""
+def compared_positions(positions: int) -> list[int]:
+    """At most MAX_COMPARED_POSITIONS of so many positions, evenly spread, the first and the last among them."""
     kept = min(positions, MAX_COMPARED_POSITIONS)
-    return logits[torch.linspace(0, positions - 1, kept, device=logits.device).long()]
+    return torch.linspace(0, positions - 1, kept).long().tolist()

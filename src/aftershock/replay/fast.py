@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 from aftershock.errors import ContractError, InputError
-from aftershock.faults import ActivationSite, Fault, WeightSite, output_site, parameter_site
 from aftershock.inject import Injection, changes_one_channel, row_faults
-from aftershock.models import Block, Generated, LoadedModel, continue_greedy
+from aftershock.models import ColumnCache, LoadedModel, Pass, continue_greedy
 from aftershock.numerics import words
-from aftershock.replay.batches import Batch
 from aftershock.replay.executor import Job, ModelCrashedError, Run
+from aftershock.replay.observe import Asked, Seen, joined
+from aftershock.replay.reach import reach_of
 from aftershock.replay.reference import (
     Forced,
     GoldenRun,
@@ -22,33 +22,33 @@ from aftershock.replay.reference import (
     columns_of,
     lasting,
 )
-
-BEFORE_LAYERS = ("embedding", "position")
-"""Components outside the decoder layers that come before them; the last norm and lm_head come after."""
+from aftershock.replay.shapes import Shapes
+from aftershock.replay.stock import Line, Stock, faults_by_row, line_of
 
 
 class _GoldenAgainError(Exception):
-    """Ends a pass whose state is golden's again."""
+    """Ends a call whose state is golden's again."""
 
 
 class FastExecutor(ReferenceExecutor):
-    """Starts each trial at the first faulty layer, from golden's state there; ends it where the state is golden's
-    again; writes the answers that leave golden's on together, those of many trials at once.
+    """Starts each trial at the first faulty layer and call, from golden's state there; ends it where the state is
+    golden's again; writes the answers that leave golden's on together, those of many trials at once.
 
-    What it skips is work whose result is known to the bit: the layers before the fault have golden's inputs and
-    golden's shapes. `memory` bounds the golden state that is kept, in bytes.
+    What it skips is work whose result is known to the bit: the layers and calls before the fault have golden's inputs
+    and golden's shapes. `memory`, in bytes, bounds the golden state that is kept (half of it), and that of answers that
+    wait for company (the other half).
     """
 
     audited = True
 
-    def __init__(self, model: LoadedModel, memory: int = 2**31) -> None:
-        super().__init__(model, memory)
+    def __init__(self, model: LoadedModel, memory: int = 2**31, shapes: Shapes | None = None) -> None:
+        super().__init__(model, memory // 2, shapes)
         names = [site.module for site in model.components.outputs if site.component == "residual"]
         self._layers = [model.module.get_submodule(name) for name in names]
 
     def trials(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Run | ModelCrashedError]]:
         """Every job with its run; those whose answers leave golden's wait for company."""
-        waiting: dict[int, list[Pending]] = {}
+        stock = Stock(self._shapes.continued_rows, self._memory)
         for job in jobs:
             try:
                 begun = self._begin(job)
@@ -57,101 +57,131 @@ class FastExecutor(ReferenceExecutor):
                 continue
             if isinstance(begun, Run):
                 yield job, begun
-                continue
-            if not all(changes_one_channel(self.model, fault) for fault in lasting(job.faults)):
-                yield job, self._continued(begun)
-                continue
-            pool = waiting.setdefault(columns_of(begun), [])
-            if _rows(pool) + len(begun.prefixes) > self._rows:
-                yield from self._together(pool)
-                pool.clear()
-            pool.append(begun)
-        for pool in waiting.values():
-            yield from self._together(pool)
+            elif not all(changes_one_channel(self.model, fault) for fault in lasting(job.faults)):
+                yield job, self._alone_from(begun)
+            else:
+                stock.put(begun)
+                for lines in stock.runs():
+                    yield from self._write_on(stock, lines)
+        for lines in stock.rest():
+            yield from self._write_on(stock, lines)
 
-    def _continued(self, pending: Pending) -> Run | ModelCrashedError:
+    def _alone_from(self, pending: Pending) -> Run | ModelCrashedError:
         try:
             return self._continue_alone(pending)
         except ModelCrashedError as error:
             return error
 
-    def _together(self, pool: Sequence[Pending]) -> Iterator[tuple[Job, Run | ModelCrashedError]]:
-        prefixes = [prefix for pending in pool for prefix in pending.prefixes]
-        begin = 0
-        faults: dict[tuple[int, ...], Sequence[Fault]] = {}
-        for pending in pool:
-            end = begin + len(pending.prefixes)
-            if lasting(pending.job.faults):
-                faults[tuple(range(begin, end))] = lasting(pending.job.faults)
-            begin = end
+    def _write_on(self, stock: Stock, lines: Sequence[Line]) -> Iterator[tuple[Job, Run | ModelCrashedError]]:
+        """Write lines of one number of columns to their end; the trials that are complete with that."""
+        lines = [line for line in lines if stock.waits(line)]
+        if not lines:
+            return
+        rows, columns = self._shapes.continued_rows, columns_of(lines[0].pending.job.batch)
         try:
-            with row_faults(self.model, faults, self._rows):
-                written = continue_greedy(self.model, prefixes, self._rows, columns_of(pool[0]))
+            with row_faults(self.model, faults_by_row(lines), rows):
+                written = continue_greedy(self.model, [line.prefix for line in lines], rows, columns)
         except (ContractError, InputError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
             raise
         except Exception:
             # One of them brings the model down: find out which.
-            yield from ((pending.job, self._continued(pending)) for pending in pool)
+            yield from ((pending.job, self._alone_from(pending)) for pending in stock.give_up(lines))
             return
-        begin = 0
-        for pending in pool:
-            end = begin + len(pending.prefixes)
-            try:
-                yield pending.job, self._finish(pending, _part(written, slice(begin, end)))
-            except ModelCrashedError as error:
-                yield pending.job, error
-            begin = end
+        for row, line in enumerate(lines):
+            answers = stock.done(line, line_of(written, row))
+            if answers is not None:
+                try:
+                    yield line.pending.job, self._finish(line.pending, answers)
+                except ModelCrashedError as error:
+                    yield line.pending.job, error
 
-    def _golden_pass(self, batch: Batch, block: Block, boundaries: frozenset[int]) -> tuple[Forced, Trajectory | None]:
-        if boundaries:
-            return super()._golden_pass(batch, block, boundaries)
+    def _golden_pass(self, calls: Sequence[Pass], asked: Asked) -> tuple[Seen, Trajectory | None]:
         outputs: list[Any] = []
-        with ExitStack() as hooks:
+        own = slice(len(asked.likely))
+        cache = ColumnCache.whole(self.model.components.layers, calls[-1].stop)
+        with Injection(self.model, ()) as injection, ExitStack() as hooks:
             for layer in self._layers:
                 hook = layer.register_forward_hook(lambda _, __, output: outputs.append(output))
                 hooks.callback(hook.remove)
-            forced, _ = super()._golden_pass(batch, block, boundaries)
-        tuples = isinstance(outputs[0], tuple)
-        return forced, Trajectory(tuple(map(_stream, outputs)), tuples, forced.keys, forced.values)
-
-    def _trial_pass(
-        self, job: Job, golden: GoldenRun, block: Block, boundaries: frozenset[int], injection: Injection
-    ) -> Forced | None:
-        trajectory = golden.trajectory
-        if trajectory is None:
-            return super()._trial_pass(job, golden, block, boundaries, injection)
-        if not job.faults:
-            return None
-        first, last = faulty_layers(job.faults, self.model, block)
-        try:
-            with self._resumed(trajectory, first), self._watched(trajectory, last):
-                forced = self._force(job.batch, block, boundaries, injection)
-        except _GoldenAgainError:
-            return None
-        return Forced(
-            forced.logits,
-            trajectory.keys[:first] + forced.keys[first:],
-            trajectory.values[:first] + forced.values[first:],
+            seen = tuple(self._call(call, asked, cache, injection)[0] for call in calls)
+        streams = [_stream(output)[own].clone() for output in outputs]
+        layers = len(self._layers)
+        return joined(seen), Trajectory(
+            tuple(tuple(streams[begin : begin + layers]) for begin in range(0, len(streams), layers)),
+            isinstance(outputs[0], tuple),
+            seen,
+            tuple(keys[own].clone() for keys in cache.keys),
+            tuple(values[own].clone() for values in cache.values),
         )
 
+    def _trial_pass(self, job: Job, golden: GoldenRun, injection: Injection) -> Forced | None:
+        trajectory, calls = golden.trajectory, golden.calls
+        assert trajectory is not None
+        reach = reach_of(job.faults, self.model, golden.block)
+        begin = next((number for number, call in enumerate(calls) if call.stop > reach.start), len(calls))
+        cache = self._cache(golden, trajectory, reach.first, begin)
+        for call in calls[:begin]:
+            injection.begin_pass(call)
+        seen, as_golden = list(trajectory.seen[:begin]), True
+        for number, call in enumerate(calls[begin:], begin):
+            if as_golden and call.start >= reach.stop:
+                return None
+            last = reach.last if as_golden else None
+            try:
+                with self._resumed(trajectory, reach.first, number), self._watched(trajectory, last, number):
+                    found = self._call(call, golden.asked, cache, injection)[0]
+            except _GoldenAgainError:
+                self._as_golden(trajectory, reach.first, call, cache)
+                found = trajectory.seen[number]
+            else:
+                as_golden = False
+            seen.append(found)
+        if as_golden:
+            return None
+        own = slice(len(golden.asked.likely))
+        return Forced(
+            joined(seen),
+            trajectory.keys[: reach.first] + tuple(keys[own] for keys in cache.keys[reach.first :]),
+            trajectory.values[: reach.first] + tuple(values[own] for values in cache.values[reach.first :]),
+            reach.first,
+        )
+
+    def _cache(self, golden: GoldenRun, trajectory: Trajectory, first: int, begin: int) -> ColumnCache:
+        """A cache that holds what the calls before `begin` left in layer `first` and those after it."""
+        cache = ColumnCache.whole(len(self._layers), golden.calls[-1].stop)
+        for call in golden.calls[:begin]:
+            self._as_golden(trajectory, first, call, cache)
+        return cache
+
+    def _as_golden(self, trajectory: Trajectory, first: int, call: Pass, cache: ColumnCache) -> None:
+        """The cache as a fault-free call leaves it, from layer `first` on."""
+        columns, copies = slice(call.start, call.stop), self._shapes.copies
+        for layer in range(first, len(self._layers)):
+            keys, values = (states[layer][:, :, columns] for states in (trajectory.keys, trajectory.values))
+            cache.put(layer, keys.repeat(copies, 1, 1, 1), values.repeat(copies, 1, 1, 1), call.start)
+
     @contextmanager
-    def _resumed(self, trajectory: Trajectory, first: int) -> Iterator[None]:
-        """Inside, layers before `first` don't run: the last of them gives golden's output."""
+    def _resumed(self, trajectory: Trajectory, first: int, call: int) -> Iterator[None]:
+        """Inside, layers before `first` don't run: the last of them gives golden's output of that call."""
         with ExitStack() as restored:
             for number, layer in enumerate(self._layers[:first]):
                 restored.callback(_restore_forward, layer, layer.__dict__.get("forward"))
-                layer.forward = _constant(trajectory, number)
+                output = trajectory.outputs[call][number]
+                if number == first - 1:
+                    output = output.repeat(self._shapes.copies, 1, 1)
+                layer.forward = _constant((output,) if trajectory.tuples else output)
             yield
 
     @contextmanager
-    def _watched(self, trajectory: Trajectory, last: int | None) -> Iterator[None]:
-        """Inside, a pass ends with _GoldenAgainError when layer `last`, the last faulty one, gives golden's output."""
+    def _watched(self, trajectory: Trajectory, last: int | None, call: int) -> Iterator[None]:
+        """Inside, a call ends with _GoldenAgainError when layer `last`, the last faulty one, gives golden's output."""
         if last is None:
             yield
             return
+        golden = words(trajectory.outputs[call][last])
 
         def compare(module: Any, inputs: Any, output: Any) -> None:
-            if torch.equal(words(_stream(output)), words(trajectory.outputs[last])):
+            if torch.equal(words(_stream(output))[: len(golden)], golden):
                 raise _GoldenAgainError
 
         hook = self._layers[last].register_forward_hook(compare)
@@ -167,9 +197,8 @@ def _stream(output: Any) -> torch.Tensor:
     return stream
 
 
-def _constant(trajectory: Trajectory, number: int) -> Any:
-    output = trajectory.outputs[number]
-    return lambda *_, **__: (output,) if trajectory.tuples else output
+def _constant(output: Any) -> Any:
+    return lambda *_, **__: output
 
 
 def _restore_forward(layer: Any, own: Any) -> None:
@@ -177,36 +206,3 @@ def _restore_forward(layer: Any, own: Any) -> None:
     del layer.forward
     if own is not None:
         layer.forward = own
-
-
-def _part(written: Generated, rows: slice) -> Generated:
-    return Generated(written.tokens[rows], written.ends[rows], written.finite[rows], written.margins[rows])
-
-
-def _rows(pool: Sequence[Pending]) -> int:
-    return sum(len(pending.prefixes) for pending in pool)
-
-
-def faulty_layers(faults: Sequence[Fault], model: LoadedModel, block: Block) -> tuple[int, int | None]:
-    """The first layer that must run, and the last one that differs from golden's: when its output is golden's, the
-    rest is. None where something after the layers differs too."""
-    spans = [_span(fault, model, block) for fault in faults]
-    lasts = [last for _, last in spans if last is not None]
-    return min(first for first, _ in spans), max(lasts) if len(lasts) == len(spans) else None
-
-
-def _span(fault: Fault, model: LoadedModel, block: Block) -> tuple[int, int | None]:
-    components = model.components
-    site = parameter_site(fault, components) if isinstance(fault.site, WeightSite) else output_site(fault, components)
-    if site.layer is not None:
-        return site.layer, site.layer
-    if not site.component.startswith(BEFORE_LAYERS):
-        return components.layers, None
-    if isinstance(fault.site, ActivationSite):
-        return 0, 0
-    tied = "+" in site.component
-    table = isinstance(model.module.get_submodule(fault.site.parameter.rpartition(".")[0]), torch.nn.Embedding)
-    if table and site.component != "position" and not bool((block.tokens == fault.site.index[0]).any()):
-        # None of these tokens is embedded by the faulty row.
-        return components.layers, None
-    return 0, None if tied else 0

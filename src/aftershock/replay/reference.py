@@ -4,10 +4,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 
 import torch
-from transformers import DynamicCache
 
 from aftershock.errors import ContractError, InputError
 from aftershock.faults import ALWAYS, Fault, WeightSite, splits
@@ -15,29 +13,26 @@ from aftershock.inject import Injection, Struck
 from aftershock.models import (
     Block,
     Choices,
+    ColumnCache,
     Generated,
     LoadedModel,
+    Pass,
     Prefix,
     align,
-    choose,
     continue_greedy,
+    cut,
     decode,
     end_tokens,
+    forced_call,
     generate,
     has_ended,
-    teacher_forced,
 )
 from aftershock.replay.batches import Batch
-from aftershock.replay.distance import compared
 from aftershock.replay.executor import ItemRun, Job, ModelCrashedError, Run
+from aftershock.replay.observe import Asked, Seen, asked_of, joined, logits_of, observe
 from aftershock.replay.score import score
+from aftershock.replay.shapes import COLUMN_STEP, Shapes, rows_mix, shapes_of
 from aftershock.tasks import RowResult, judge
-
-CONTINUED_ROWS = MappingProxyType({"cpu": 64, "cuda": 512})
-"""Rows in which answers that left golden's are written on together, by device."""
-
-COLUMN_STEP = 64
-"""What such a row was fed before is padded to a multiple of this many columns."""
 
 CLOSE = 4.0
 """A margin within so many times the rounding noise between the two paths is too close to call."""
@@ -45,47 +40,65 @@ CLOSE = 4.0
 
 @dataclass(frozen=True)
 class Forced:
-    """A teacher-forced pass: logits of shape (sequences, positions, vocabulary) and, where answers are generated, each
-    layer's keys and values of shape (sequences, heads, columns, channels)."""
+    """A teacher-forced run of a batch: what it showed, and each layer's keys and values of shape (sequences, heads,
+    columns, channels). Those of the first `shared` layers are golden's own."""
 
-    logits: torch.Tensor
-    keys: tuple[torch.Tensor, ...] = ()
-    values: tuple[torch.Tensor, ...] = ()
+    seen: Seen
+    keys: tuple[torch.Tensor, ...]
+    values: tuple[torch.Tensor, ...]
+    shared: int = 0
+
+    def states(self, row: int, columns: slice) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+        """Keys and values of a row's columns; copies, so that the rest is freed, but for golden's."""
+        keys, values = (
+            tuple(
+                states[row, :, columns] if layer < self.shared else states[row, :, columns].clone()
+                for layer, states in enumerate(of_layers)
+            )
+            for of_layers in (self.keys, self.values)
+        )
+        return keys, values
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """A golden teacher-forced pass, layer by layer.
+    """A golden teacher-forced run, call by call and layer by layer.
 
-    `outputs[l]`, shape (sequences, columns, channels): the residual stream after layer l; `tuples` tells whether layers
-    return it as the first of a tuple. `keys` and `values` as in `Forced`.
+    `outputs[c][l]`, shape (sequences, columns, channels): the residual stream after layer l in call c; `tuples` tells
+    whether layers return it as the first of a tuple. `seen[c]` is what call c showed.
     """
 
-    outputs: tuple[torch.Tensor, ...]
+    outputs: tuple[tuple[torch.Tensor, ...], ...]
     tuples: bool
+    seen: tuple[Seen, ...]
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
 
     @property
     def nbytes(self) -> int:
         """Memory it takes, in bytes."""
-        return sum(tensor.nbytes for tensor in (*self.outputs, *self.keys, *self.values))
+        streams = (tensor for call in self.outputs for tensor in call)
+        return sum(part.nbytes for part in (*streams, *self.seen, *self.keys, *self.values))
 
 
 @dataclass(frozen=True)
 class GoldenRun:
     """A fault-free run and what trials need of it.
 
-    Of a batch that generates, `written[r]` is the text of row r, `texts[r]` the same with the token that ended it, and
-    `choices` what the teacher-forced pass chooses in their place. `noise` is how far the margins of the two paths lie
+    `block` are the rows of every teacher-forced run, `calls` its forward calls, `asked` what is looked at in them. Of
+    a batch that generates, `written[r]` is the text of row r, `texts[r]` the same with the token that ended it, and
+    `choices` what the teacher-forced run chooses in their place. `noise` is how far the margins of the two paths lie
     apart at most. An executor that starts trials in the middle keeps the `trajectory`.
     """
 
     run: Run
+    block: Block
+    calls: tuple[Pass, ...]
+    asked: Asked
+    choices: Choices
     trajectory: Trajectory | None
     written: tuple[tuple[int, ...], ...] = ()
     texts: tuple[tuple[int, ...], ...] = ()
-    choices: Choices | None = None
     noise: float = 0.0
 
     @property
@@ -128,13 +141,12 @@ class ReferenceExecutor:
 
     audited = False
 
-    def __init__(self, model: LoadedModel, memory: int = 2**30) -> None:
+    def __init__(self, model: LoadedModel, memory: int = 2**30, shapes: Shapes | None = None) -> None:
         self.model = model
         self._memory = memory
-        self._rows = CONTINUED_ROWS.get(model.device.type, CONTINUED_ROWS["cuda"])
+        self._shapes = shapes_of(model) if shapes is None else shapes
         self._golden: OrderedDict[tuple[int, frozenset[int]], GoldenRun] = OrderedDict()
-        # Experts work on the tokens that all rows send them, so a row's bits depend on its company.
-        self._rows_mix = any(site.component == "router" for site in model.components.outputs)
+        self._rows_mix = rows_mix(model)
         self._precise = torch.finfo(model.dtype).eps < 1e-6
 
     def golden(self, batch: Batch, faults: Sequence[Fault] = ()) -> Run:
@@ -184,50 +196,62 @@ class ReferenceExecutor:
         return self._golden[key]
 
     def _run_golden(self, batch: Batch, boundaries: frozenset[int]) -> GoldenRun:
-        if not batch.generates:
-            forced, trajectory = self._golden_pass(batch, self._block(batch, ()), boundaries)
-            return GoldenRun(score(batch, self.model, forced.logits, frozenset(), ()), trajectory)
-        written = self._write(batch, (), boundaries)
+        written = self._write(batch, (), boundaries) if batch.generates else Generated((), (), (), ())
         texts = tuple(
             tokens if end is None else (*tokens, end) for tokens, end in zip(written.tokens, written.ends, strict=True)
         )
-        forced, trajectory = self._golden_pass(batch, self._block(batch, texts), boundaries)
-        choices = choose(forced.logits)
+        block = self._block(batch, texts).copies(self._shapes.copies)
+        calls = cut(block, boundaries, self._shapes.cuts(block))
+        asked = asked_of(batch, texts, self.model.device)
+        seen, trajectory = self._golden_pass(calls, asked)
+        if not batch.generates:
+            run = score(batch, self.model, asked, seen, frozenset(), ())
+            return GoldenRun(run, block, calls, asked, seen.choices, trajectory)
+        margins = [torch.tensor(row) for row in written.margins]
         noise = max(
-            float((torch.tensor(margins) - choices.margins[row, : len(margins)]).abs().max())
-            for row, margins in enumerate(written.margins)
+            float((row - seen.choices.margins[number, : len(row)]).abs().max()) for number, row in enumerate(margins)
         )
-        logits = tuple(compared(forced.logits[row], len(text)) for row, text in enumerate(texts))
-        run = self._run(batch, texts, tuple(zip(written.tokens, written.finite, strict=True)), logits, frozenset(), ())
-        return GoldenRun(run, trajectory, written.tokens, texts, choices, noise)
+        answers = tuple(zip(written.tokens, written.finite, strict=True))
+        run = self._run(batch, texts, answers, logits_of(seen, asked), frozenset(), ())
+        return GoldenRun(run, block, calls, asked, seen.choices, trajectory, written.tokens, texts, noise)
 
-    def _golden_pass(self, batch: Batch, block: Block, boundaries: frozenset[int]) -> tuple[Forced, Trajectory | None]:
-        """The teacher-forced pass without faults, and what of it is kept for trials: here nothing."""
+    def _golden_pass(self, calls: Sequence[Pass], asked: Asked) -> tuple[Seen, Trajectory | None]:
+        """What the teacher-forced run without faults shows, and what of it is kept for trials: here nothing."""
         with Injection(self.model, ()) as injection:
-            return self._force(batch, block, boundaries, injection), None
+            return self._force(calls, asked, injection).seen, None
 
     # Trials.
 
     def _begin(self, job: Job) -> Run | Pending:
-        """The run where it needs nothing more, else what there is after the teacher-forced pass."""
-        batch, boundaries = job.batch, splits(job.faults)
-        golden = self._golden_run(batch, boundaries)
-        block = self._block(batch, golden.texts)
-        with self._armed(job.faults) as injection:
-            forced = self._trial_pass(job, golden, block, boundaries, injection)
+        """The run where it needs nothing more, else what there is after the teacher-forced run."""
+        golden = self._golden_run(job.batch, splits(job.faults))
+        own = range(len(job.batch.sequences))
+        with self._armed(job.faults, own) as injection:
+            forced = self._trial_pass(job, golden, injection)
+        return self._forced(job, golden, forced, injection.reached_rows, injection.struck)
+
+    def _forced(
+        self,
+        job: Job,
+        golden: GoldenRun,
+        forced: Forced | None,
+        reached: frozenset[int],
+        struck: tuple[Struck, ...],
+    ) -> Run | Pending:
+        """The same from what the teacher-forced run gave; None where that is known to be golden's."""
+        batch = job.batch
         if forced is None:
-            return self._as_golden(job, golden, injection)
+            return _as_golden(job, golden, reached, struck)
         if not batch.generates:
-            return score(batch, self.model, forced.logits, injection.reached_rows, injection.struck)
-        choices = choose(forced.logits)
+            return score(batch, self.model, golden.asked, forced.seen, reached, struck)
         pending = Pending(
             job,
             golden,
-            tuple(self._row(batch, row, golden, block, choices, forced) for row in range(block.rows)),
-            self._band(golden, choices),
-            tuple(compared(forced.logits[row], len(text)) for row, text in enumerate(golden.texts)),
-            injection.reached_rows,
-            injection.struck,
+            tuple(self._row(batch, row, golden, forced) for row in range(len(batch.items))),
+            self._band(golden, forced.seen.choices),
+            logits_of(forced.seen, golden.asked),
+            reached,
+            struck,
         )
         close = any(row.margin < pending.band for row in pending.rows)
         unsettled = any(not _settled(job.faults, prefix) for prefix in pending.prefixes)
@@ -235,32 +259,25 @@ class ReferenceExecutor:
             return self._decode(pending)
         return pending if pending.prefixes else self._finish(pending, Generated((), (), (), ()))
 
-    def _trial_pass(
-        self, job: Job, golden: GoldenRun, block: Block, boundaries: frozenset[int], injection: Injection
-    ) -> Forced | None:
-        """The teacher-forced pass under the faults; None where it is known to be golden's."""
-        return self._force(job.batch, block, boundaries, injection)
+    def _trial_pass(self, job: Job, golden: GoldenRun, injection: Injection) -> Forced | None:
+        """The teacher-forced run under the faults; None where it is known to be golden's."""
+        return self._force(golden.calls, golden.asked, injection)
 
-    def _force(self, batch: Batch, block: Block, boundaries: frozenset[int], injection: Injection) -> Forced:
-        if not batch.generates:
-            return Forced(teacher_forced(self.model, block, boundaries, injection.begin_pass))
-        cache = DynamicCache()
-        logits = teacher_forced(self.model, block, boundaries, injection.begin_pass, cache)
-        return Forced(
-            logits, tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers)
-        )
+    def _force(self, calls: Sequence[Pass], asked: Asked, injection: Injection) -> Forced:
+        """All calls, the faults in the first copy of the batch; that one is looked at."""
+        cache = ColumnCache.whole(self.model.components.layers, calls[-1].stop)
+        seen = joined([self._call(call, asked, cache, injection)[0] for call in calls])
+        own = slice(len(asked.likely))
+        return Forced(seen, tuple(keys[own] for keys in cache.keys), tuple(values[own] for values in cache.values))
 
-    def _as_golden(self, job: Job, golden: GoldenRun, injection: Injection) -> Run:
-        """The run of a trial whose state became golden's again."""
-        items = zip(golden.run.items, job.batch.sequence_of, strict=True)
-        return Run(
-            tuple(replace(item, reached=not injection.reached_rows.isdisjoint(sequences)) for item, sequences in items),
-            injection.struck,
-        )
+    def _call(self, call: Pass, asked: Asked, cache: ColumnCache, injection: Injection) -> list[Seen]:
+        """One call of a teacher-forced run: what each copy of the batch shows."""
+        logits = forced_call(self.model, call, cache, injection.begin_pass)
+        first = call.stop - call.kept - call.block.context_width + 1
+        return observe(logits.unflatten(0, (-1, len(asked.likely))), first, asked)
 
-    def _row(self, batch: Batch, row: int, golden: GoldenRun, block: Block, choices: Choices, forced: Forced) -> Row:
-        text, item = golden.texts[row], batch.items[row]
-        assert golden.choices is not None
+    def _row(self, batch: Batch, row: int, golden: GoldenRun, forced: Forced) -> Row:
+        text, item, block, choices = golden.texts[row], batch.items[row], golden.block, forced.seen.choices
         chosen, theirs = choices.tokens[row].tolist(), golden.choices.tokens[row].tolist()
         left = next((at for at, token in enumerate(text) if chosen[at] not in (token, theirs[at])), None)
         known = len(text) if left is None else left + 1
@@ -273,13 +290,7 @@ class ReferenceExecutor:
         if ended or not finite or has_ended(self.model, tokens, item.max_new_tokens, item.stop):
             return Row(tokens, finite, margin, None)
         columns = slice(block.context_width - block.context_lengths[row], block.context_width + left)
-        prefix = Prefix(
-            tuple(keys[row, :, columns].clone() for keys in forced.keys),
-            tuple(values[row, :, columns].clone() for values in forced.values),
-            tokens,
-            item.max_new_tokens,
-            item.stop,
-        )
+        prefix = Prefix(*forced.states(row, columns), tokens, item.max_new_tokens, item.stop)
         return Row(tokens, finite, margin, prefix)
 
     def _band(self, golden: GoldenRun, choices: Choices) -> float:
@@ -287,14 +298,15 @@ class ReferenceExecutor:
         be far larger than golden's: the band grows with the logits."""
         if not self._precise:
             return 0.0
-        assert golden.choices is not None
         largest, faulty = float(golden.choices.best.abs().max()), float(choices.best.abs().max())
         noise = max(golden.noise, torch.finfo(self.model.dtype).eps * largest)
         return CLOSE * noise * max(1.0, faulty / largest)
 
     def _continue_alone(self, pending: Pending) -> Run:
-        with self._armed(lasting(pending.job.faults)):
-            written = continue_greedy(self.model, pending.prefixes, self._rows, columns_of(pending))
+        with self._armed(lasting(pending.job.faults), range(self._shapes.continued_rows)):
+            written = continue_greedy(
+                self.model, pending.prefixes, self._shapes.continued_rows, columns_of(pending.job.batch)
+            )
         return self._finish(pending, written)
 
     def _finish(self, pending: Pending, written: Generated) -> Run:
@@ -313,7 +325,7 @@ class ReferenceExecutor:
         return self._finished(pending, tuple(zip(written.tokens, written.finite, strict=True)))
 
     def _write(self, batch: Batch, faults: tuple[Fault, ...], boundaries: frozenset[int]) -> Generated:
-        with self._armed(faults) as injection:
+        with self._armed(faults, range(len(batch.items))) as injection:
             return generate(
                 self.model,
                 self._block(batch, [() for _ in batch.sequences]),
@@ -356,9 +368,9 @@ class ReferenceExecutor:
         return align([context for context, _ in batch.sequences], fed, self.model.device)
 
     @contextmanager
-    def _armed(self, faults: tuple[Fault, ...]) -> Iterator[Injection]:
-        """The faults armed; an exception that they provoke in the model is raised as ModelCrashedError."""
-        injection = Injection(self.model, faults)
+    def _armed(self, faults: tuple[Fault, ...], rows: range) -> Iterator[Injection]:
+        """The faults armed on some rows; an exception that they provoke in the model is raised as ModelCrashedError."""
+        injection = Injection(self.model, faults, [rows] * len(faults))
         try:
             with injection:
                 yield injection
@@ -388,8 +400,13 @@ def lasting(faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
     )
 
 
-def columns_of(pending: Pending) -> int:
-    """Columns for what the run's answers were fed: one number for all trials of a batch."""
-    batch = pending.job.batch
+def _as_golden(job: Job, golden: GoldenRun, reached: frozenset[int], struck: tuple[Struck, ...]) -> Run:
+    """The run of a trial whose state became golden's again."""
+    items = zip(golden.run.items, job.batch.sequence_of, strict=True)
+    return Run(tuple(replace(item, reached=not reached.isdisjoint(sequences)) for item, sequences in items), struck)
+
+
+def columns_of(batch: Batch) -> int:
+    """Columns that hold whatever an answer of the batch is fed."""
     longest = max(len(context) for context, _ in batch.sequences) + batch.decode_passes
     return -(-longest // COLUMN_STEP) * COLUMN_STEP

@@ -1,0 +1,113 @@
+"""What is kept of a teacher-forced run's logits."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from aftershock.models import Choices, choose
+from aftershock.replay.batches import Batch
+from aftershock.replay.distance import compared_positions
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is looked at. All tensors are int64; `likely` lies on the model's device.
+
+    `likely`, shape (sequences, positions): the tokens that are probably chosen. `scored`, shape (n, 4): number of the
+    task's row, sequence, position and token of each log-probability asked for. `compared`, shape (m, 2): sequence and
+    position of the logits that are kept. Both are in the order of positions.
+    """
+
+    likely: torch.Tensor
+    scored: torch.Tensor
+    compared: torch.Tensor
+
+
+def asked_of(batch: Batch, texts: Sequence[Sequence[int]], device: torch.device) -> Asked:
+    """What a run over a batch is asked; `texts` are golden's, of a batch that generates."""
+    if batch.generates:
+        fed, scored = texts, []
+    else:
+        fed = [(*answer, answer[-1] if answer else 0) for _, answer in batch.sequences]
+        numbered = zip(
+            (row for rows in batch.rows for row in rows), (s for own in batch.sequence_of for s in own), strict=True
+        )
+        scored = [
+            (number, sequence, position, token)
+            for number, (row, sequence) in enumerate(numbered)
+            for position, token in enumerate(row.continuation)
+        ]
+    longest = max(map(len, fed))
+    compared = [(row, position) for row, tokens in enumerate(fed) for position in compared_positions(len(tokens))]
+    return Asked(
+        torch.tensor([(*tokens, *(0,) * (longest - len(tokens))) for tokens in fed], device=device),
+        torch.tensor(sorted(scored, key=lambda one: one[2]), dtype=torch.int64).view(-1, 4),
+        torch.tensor(sorted(compared, key=lambda one: one[1]), dtype=torch.int64).view(-1, 2),
+    )
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was asked of some positions: the choices (CPU, shape (sequences, positions)), log-probabilities (CPU, fp32,
+    shape (n,)) and logits (shape (m, vocabulary), model dtype)."""
+
+    choices: Choices
+    logprobs: torch.Tensor
+    logits: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the logits, which is most of it, in bytes."""
+        return self.logits.nbytes
+
+
+@torch.inference_mode()
+def observe(logits: torch.Tensor, first: int, asked: Asked) -> list[Seen]:
+    """What each copy of a batch shows; `logits`, shape (copies, sequences, positions, vocabulary), begin with position
+    `first`."""
+    copies, _, positions, _ = logits.shape
+    likely = asked.likely[:, first : first + positions].expand(copies, -1, -1)
+    choices = choose(logits, likely)
+    scored = _within(asked.scored, 2, first, positions).to(logits.device)
+    wanted = logits[:, scored[:, 1], scored[:, 2] - first]
+    logprobs = wanted.gather(-1, scored[:, 3].expand(copies, -1)[..., None])[..., 0].float()
+    # In fp32, in parts of bounded size.
+    logprobs -= torch.cat([part.float().logsumexp(-1) for part in wanted.split(256, dim=1)], dim=1)
+    compared = _within(asked.compared, 1, first, positions).to(logits.device)
+    kept = logits[:, compared[:, 0], compared[:, 1] - first]
+    return [
+        Seen(
+            Choices(choices.tokens[copy], choices.finite[copy], choices.best[copy], choices.margins[copy]),
+            logprobs[copy].cpu(),
+            kept[copy],
+        )
+        for copy in range(copies)
+    ]
+
+
+def _within(places: torch.Tensor, column: int, first: int, positions: int) -> torch.Tensor:
+    """The places whose position lies in [first, first + positions)."""
+    found = places[:, column]
+    return places[(found >= first) & (found < first + positions)]
+
+
+def joined(calls: Sequence[Seen]) -> Seen:
+    """What the calls of a run showed, one after the other."""
+    choices = [call.choices for call in calls]
+    return Seen(
+        Choices(
+            torch.cat([one.tokens for one in choices], dim=1),
+            torch.cat([one.finite for one in choices], dim=1),
+            torch.cat([one.best for one in choices], dim=1),
+            torch.cat([one.margins for one in choices], dim=1),
+        ),
+        torch.cat([call.logprobs for call in calls]),
+        torch.cat([call.logits for call in calls]),
+    )
+
+
+def logits_of(seen: Seen, asked: Asked) -> tuple[torch.Tensor, ...]:
+    """The kept logits of each sequence, shape (positions, vocabulary)."""
+    owner = asked.compared[:, 0].to(seen.logits.device)
+    return tuple(seen.logits[owner == sequence] for sequence in range(len(asked.likely)))

@@ -1,0 +1,73 @@
+"""Where faults can change anything at all: layers and columns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from aftershock.faults import ActivationSite, Fault, WeightSite, column, output_site, parameter_site
+from aftershock.models import Block, LoadedModel
+
+BEFORE_LAYERS = ("embedding", "position")
+"""Components outside the decoder layers that come before them; the last norm and lm_head come after."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Layers and columns of a block that faults touch themselves.
+
+    `first` is the first layer that must run (the number of layers where only what comes after them must), `last` the
+    last one that differs from golden's by itself: when its output is golden's, the rest is; None where something after
+    the layers differs too. Faults strike in columns [start, stop).
+    """
+
+    first: int
+    last: int | None
+    start: int
+    stop: int
+
+
+def reach_of(faults: Sequence[Fault], model: LoadedModel, block: Block) -> Reach:
+    """The reach of a fault set; an empty one touches nothing."""
+    width = int(block.tokens.shape[1])
+    spans = [_layers(fault, model, block) for fault in faults]
+    columns = [_columns(fault, block, width) for fault in faults]
+    lasts = [last for _, last in spans if last is not None]
+    return Reach(
+        min((first for first, _ in spans), default=model.components.layers),
+        max(lasts) if lasts and len(lasts) == len(spans) else None,
+        min((start for start, _ in columns), default=width),
+        max((stop for _, stop in columns), default=width),
+    )
+
+
+def _layers(fault: Fault, model: LoadedModel, block: Block) -> tuple[int, int | None]:
+    components = model.components
+    site = parameter_site(fault, components) if isinstance(fault.site, WeightSite) else output_site(fault, components)
+    if site.layer is not None:
+        return site.layer, site.layer
+    if not site.component.startswith(BEFORE_LAYERS):
+        return components.layers, None
+    if isinstance(fault.site, ActivationSite):
+        return 0, 0
+    tied = "+" in site.component
+    table = isinstance(model.module.get_submodule(fault.site.parameter.rpartition(".")[0]), torch.nn.Embedding)
+    if table and site.component != "position" and not bool((block.tokens == fault.site.index[0]).any()):
+        # None of these tokens is embedded by the faulty row.
+        return components.layers, None
+    return 0, None if tied else 0
+
+
+def _columns(fault: Fault, block: Block, width: int) -> tuple[int, int]:
+    """Columns [start, stop) of the block in which the fault is there; none of them for a moment that never comes."""
+    trigger = fault.trigger
+    if isinstance(fault.site, WeightSite):
+        start = min(block.start(trigger.first), width)
+        return start, width if trigger.end is None else max(start, min(block.start(trigger.end), width))
+    struck = [
+        block.context_width - length + token
+        for length in set(block.context_lengths)
+        if (token := column(trigger.first, trigger.token, length)) >= 0
+    ]
+    inside = [place for place in struck if place < width]
+    return (min(inside), max(inside) + 1) if inside else (width, width)

@@ -1,0 +1,111 @@
+"""Answers that left golden's and wait for company to be written on in."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aftershock.faults import Fault
+from aftershock.models import Generated, Prefix
+from aftershock.replay.reference import Pending, columns_of, lasting
+
+ENOUGH = 6
+"""Times the rows of one run that wait before any is written on: with many to choose from, those of one run end at
+about the same time."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One waiting answer: which of its trial's."""
+
+    pending: Pending
+    number: int
+
+    @property
+    def prefix(self) -> Prefix:
+        """Where it goes on from."""
+        return self.pending.prefixes[self.number]
+
+
+def faults_by_row(lines: Sequence[Line]) -> dict[tuple[int, ...], Sequence[Fault]]:
+    """The rows of each trial, the lines being rows in their order, and the faults that are present there."""
+    rows: dict[int, list[int]] = {}
+    for row, line in enumerate(lines):
+        rows.setdefault(id(line.pending), []).append(row)
+    return {tuple(own): faults for own in rows.values() if (faults := lasting(lines[own[0]].pending.job.faults))}
+
+
+class Stock:
+    """Lines that wait, by the columns they need; `rows` make up a run. `memory` bounds their states, in bytes."""
+
+    def __init__(self, rows: int, memory: int) -> None:
+        self._rows, self._memory = rows, memory
+        self._waiting: dict[int, list[Line]] = {}
+        self._written: dict[int, dict[int, Generated]] = {}
+
+    def put(self, pending: Pending) -> None:
+        """Let a trial's answers wait."""
+        lines = self._waiting.setdefault(columns_of(pending.job.batch), [])
+        lines += [Line(pending, number) for number in range(len(pending.prefixes))]
+        self._written[id(pending)] = {}
+
+    def runs(self) -> list[list[Line]]:
+        """The full runs that are due, none while too few wait."""
+        due = []
+        held = sum(line.prefix.nbytes for lines in self._waiting.values() for line in lines)
+        for columns, lines in self._waiting.items():
+            if len(lines) >= ENOUGH * self._rows or (held > self._memory and len(lines) >= self._rows):
+                ordered = _ordered(lines)
+                whole = len(ordered) - len(ordered) % self._rows
+                due += _parts(ordered[:whole], self._rows)
+                self._waiting[columns] = ordered[whole:]
+        return due
+
+    def rest(self) -> list[list[Line]]:
+        """Everything that waits."""
+        due = [part for lines in self._waiting.values() for part in _parts(_ordered(lines), self._rows)]
+        self._waiting.clear()
+        return due
+
+    def done(self, line: Line, written: Generated) -> Generated | None:
+        """Take what a line came to; all the answers of its trial once it was the last."""
+        answers = self._written[id(line.pending)]
+        answers[line.number] = written
+        if len(answers) < len(line.pending.prefixes):
+            return None
+        del self._written[id(line.pending)]
+        own = [answers[number] for number in range(len(answers))]
+        return Generated(
+            tuple(one.tokens[0] for one in own),
+            tuple(one.ends[0] for one in own),
+            tuple(one.finite[0] for one in own),
+            tuple(one.margins[0] for one in own),
+        )
+
+    def give_up(self, lines: Sequence[Line]) -> list[Pending]:
+        """Forget the trials that the lines belong to; returns each of them once."""
+        trials = {id(line.pending): line.pending for line in lines if id(line.pending) in self._written}
+        for key in trials:
+            del self._written[key]
+        self._waiting = {
+            columns: [line for line in waiting if id(line.pending) in self._written]
+            for columns, waiting in self._waiting.items()
+        }
+        return list(trials.values())
+
+    def waits(self, line: Line) -> bool:
+        """Whether the line's trial has not been given up."""
+        return id(line.pending) in self._written
+
+
+def _ordered(lines: Sequence[Line]) -> list[Line]:
+    """Those with most to write first."""
+    return sorted(lines, key=lambda line: line.prefix.remaining, reverse=True)
+
+
+def _parts(lines: Sequence[Line], rows: int) -> list[list[Line]]:
+    return [list(lines[begin : begin + rows]) for begin in range(0, len(lines), rows)]
+
+
+def line_of(written: Generated, row: int) -> Generated:
+    """One row of what a run wrote."""
+    one = slice(row, row + 1)
+    return Generated(written.tokens[one], written.ends[one], written.finite[one], written.margins[one])
