@@ -164,20 +164,27 @@ def choose(logits: torch.Tensor, likely: torch.Tensor) -> Choices:
     `likely`, shape (...), int64, on the logits' device: tokens that are probably chosen; the nearer the truth, the
     faster. The logits are changed meanwhile, and left as they were.
     """
-    best, finite = logits.amax(-1), torch.isfinite(logits.amin(-1))
-    own = logits.gather(-1, likely[..., None])
-    logits.scatter_(-1, likely[..., None], -torch.inf)
+    flat, tokens = logits.flatten(0, -2), likely.flatten().clone()
+    best, finite = flat.amax(-1), torch.isfinite(flat.amin(-1))
+    own, others = _apart(flat, tokens)
+    margins = own.float() - others.float()
+    unlikely = (~(margins > 0)).nonzero()[:, 0]
+    if len(unlikely):
+        rows = flat[unlikely]
+        tokens[unlikely] = rows.argmax(-1)
+        margins[unlikely] = best[unlikely].float() - _apart(rows, tokens[unlikely])[1].float()
+    fields = (tokens, finite & torch.isfinite(best), best.float(), margins)
+    return Choices(*(field.view(likely.shape).cpu() for field in fields))
+
+
+def _apart(logits: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of one token a row, and the best of the others; `logits`, shape (rows, vocabulary)."""
+    rows = torch.arange(len(tokens), device=tokens.device)
+    own = logits[rows, tokens]
+    logits[rows, tokens] = -torch.inf
     others = logits.amax(-1)
-    logits.scatter_(-1, likely[..., None], own)
-    tokens, margins = likely.clone(), own[..., 0].float() - others.float()
-    unlikely = ~(margins > 0)
-    if bool(unlikely.any()):
-        rows = logits[unlikely]
-        chosen = rows.argmax(-1)
-        rows.scatter_(-1, chosen[..., None], -torch.inf)
-        tokens[unlikely] = chosen
-        margins[unlikely] = best[unlikely].float() - rows.amax(-1).float()
-    return Choices(tokens.cpu(), (finite & torch.isfinite(best)).cpu(), best.float().cpu(), margins.cpu())
+    logits[rows, tokens] = own
+    return own, others
 
 
 @torch.inference_mode()

@@ -204,6 +204,7 @@ class ReferenceExecutor:
         calls = cut(block, boundaries, self._shapes.cuts(block))
         asked = asked_of(batch, texts, self.model.device)
         seen, trajectory = self._golden_pass(calls, asked)
+        asked = replace(asked, likely=seen.choices.tokens.to(self.model.device))
         if not batch.generates:
             run = score(batch, self.model, asked, seen, frozenset(), ())
             return GoldenRun(run, block, calls, asked, seen.choices, trajectory)
