@@ -277,13 +277,12 @@ def prefixes_of(model: LoadedModel, tokens: int) -> list[Prefix]:
     """The four rows after `tokens` greedy tokens, the last of them not fed yet."""
     written = decoded(model, [tokens] * 4).tokens
     block = align(CONTEXTS, [row[:-1] for row in written], model.device)
-    cache = ColumnCache.whole(model.components.layers, 4 + tokens)
+    cache = ColumnCache.of_block(model.layer_devices, 4 + tokens)
     for call in cut(block, NO_CUT):
         forced_call(model, call, cache, nothing)
     return [
         Prefix(
-            tuple(keys[row, :, 5 - len(context) :] for keys in cache.keys),
-            tuple(values[row, :, 5 - len(context) :] for values in cache.values),
+            tuple(states[:, :, row, :, 5 - len(context) :] for states in cache.states),
             written[row],
             12,
             (),

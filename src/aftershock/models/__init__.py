@@ -1,7 +1,7 @@
 """Load a model, map its tensors and outputs to components, run its stages."""
 
 from aftershock.models.blocks import BeforePass, Block, Pass, align, cut
-from aftershock.models.columns import ColumnCache
+from aftershock.models.columns import ColumnCache, States
 from aftershock.models.components import COMPONENTS, ComponentMap, OutputSite, ParameterSite, Rows
 from aftershock.models.demo import DemoModel, demo_models, pull
 from aftershock.models.hashing import model_hash
@@ -40,6 +40,7 @@ __all__ = [
     "Pass",
     "Prefix",
     "Rows",
+    "States",
     "align",
     "choose",
     "component_map",

@@ -1,116 +1,121 @@
 """Keys and values in fixed columns, so that shapes don't depend on what was cached before."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from aftershock.errors import ContractError
+
+States = tuple[torch.Tensor, ...]
+"""Keys and values of all layers, one tensor for the layers of each device, in their order: shape (layers, 2, rows, heads,
+columns, channels), keys first."""
+
 _SPARE = 32
-"""Columns written past the window before it is moved back to the buffer's start."""
+"""Columns written past a window before it is moved back to the buffer's start."""
 
 
 class _Layer(DynamicLayer):
-    """One layer's keys and values: buffers of shape (rows, heads, columns, channels), allocated at the first use.
+    """One layer's part of the buffers."""
 
-    A call writes its columns from `start` on and sees the `window` columns that end with its own. Columns that nobody
-    wrote are zero, so that masked ones add nothing.
-    """
-
-    def __init__(self, columns: int, window: int) -> None:
+    def __init__(self, cache: "ColumnCache", number: int) -> None:
         super().__init__()
-        self.start = 0
-        self._columns, self._window = columns, window
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = (
-            states.new_zeros((*states.shape[:2], self._columns, states.shape[3]))
-            for states in (key_states, value_states)
-        )
-        self.is_initialized = True
-
-    def put(self, keys: torch.Tensor, values: torch.Tensor, start: int) -> None:
-        """Write columns [start, start + the number given)."""
-        if not self.is_initialized:
-            self.lazy_initialization(keys, values)
-        stop = start + keys.shape[2]
-        self.keys[:, :, start:stop] = keys
-        self.values[:, :, start:stop] = values
+        self._cache, self._number = cache, number
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        self.put(key_states, value_states, self.start)
-        stop = self.start + key_states.shape[2]
-        seen = slice(max(0, stop - self._window), stop)
-        return self.keys[:, :, seen], self.values[:, :, seen]
-
-    def move_back(self, kept: int) -> None:
-        """The `kept` columns before `start` become the first ones."""
-        for buffer in (self.keys, self.values):
-            buffer[:, :, :kept] = buffer[:, :, self.start - kept : self.start].clone()
+        return self._cache.write(self._number, key_states, value_states)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return min(self.start + query_length, self._window), 0
+        return min(self._cache.start + query_length, self._cache.window), 0
 
     def get_seq_length(self) -> int:
-        return min(self.start, self._window - 1)
+        return min(self._cache.start, self._cache.window - 1)
 
 
 class ColumnCache(Cache):
     """A key-value cache for calls that each say where they write (`seek`).
 
-    `whole` holds every column of a block. `window` keeps the last ones only: one token a row is written per call, and
-    every call sees as many columns as the last.
+    A call writes its columns from `start` on and sees the `window` columns that end with its own. Columns that nobody
+    wrote are zero, so that masked ones add nothing. `devices` are those of the layers.
     """
 
-    def __init__(self, layers: int, columns: int, window: int) -> None:
-        self._own = [_Layer(columns, window) for _ in range(layers)]
-        self._columns, self._window = columns, window
-        super().__init__(layers=list(self._own))
+    def __init__(self, devices: Sequence[torch.device], columns: int, window: int) -> None:
+        super().__init__(layers=[_Layer(self, number) for number in range(len(devices))])
+        self.start, self.window = 0, window
+        self._devices, self._columns = tuple(devices), columns
+        self.states: States = ()
+        self._views: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     @classmethod
-    def whole(cls, layers: int, columns: int) -> "ColumnCache":
+    def of_block(cls, devices: Sequence[torch.device], columns: int) -> "ColumnCache":
         """Room for all columns of a block."""
-        return cls(layers, columns, columns)
+        return cls(devices, columns, columns)
 
     @classmethod
-    def window(cls, keys: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> "ColumnCache":
-        """A window of as many columns as each layer's `keys` and `values` (rows, heads, columns, channels) have."""
-        columns = keys[0].shape[2]
-        cache = cls(len(keys), columns + _SPARE, columns)
-        for layer, own, theirs in zip(cache._own, keys, values, strict=True):
-            layer.put(own, theirs, 0)
-        cache.seek(columns)
-        return cache
-
-    @property
-    def keys(self) -> tuple[torch.Tensor, ...]:
-        """Every layer's keys, shape (rows, heads, columns, channels)."""
-        return tuple(layer.keys for layer in self._own)
-
-    @property
-    def values(self) -> tuple[torch.Tensor, ...]:
-        """Every layer's values, shape (rows, heads, columns, channels)."""
-        return tuple(layer.values for layer in self._own)
-
     @torch.inference_mode()
-    def put(self, layer: int, keys: torch.Tensor, values: torch.Tensor, start: int) -> None:
-        """Write columns of one layer, as if a call had."""
-        self._own[layer].put(keys, values, start)
+    def of_prefixes(cls, devices: Sequence[torch.device], prefixes: Sequence[States], columns: int) -> "ColumnCache":
+        """A window of so many columns for calls of one token a row; row r's own ones end with `prefixes[r]`, states
+        without the dimension of rows."""
+        cache = cls(devices, columns + _SPARE, columns)
+        like = prefixes[0][0]
+        cache._allocate(len(prefixes), like.shape[2], like.shape[4], like.dtype)
+        for row, states in enumerate(prefixes):
+            for buffer, own in zip(cache.states, states, strict=True):
+                buffer[:, :, row, :, columns - own.shape[3] : columns] = own
+        cache.start = columns
+        return cache
 
     def seek(self, start: int) -> None:
         """The next call writes from column `start` on."""
-        for layer in self._own:
-            layer.start = start
+        self.start = start
 
     def step(self) -> None:
         """After a call of one token: the next one follows it; where the buffer ends, the window moves back first."""
-        start = self._own[0].start + 1
-        self.seek(start)
-        if start == self._columns:
-            for layer in self._own:
-                layer.move_back(self._window - 1)
-            self.seek(self._window - 1)
+        self.start += 1
+        if self.start == self._columns:
+            kept = self.window - 1
+            for buffer in self.states:
+                buffer[..., :kept, :] = buffer[..., self.start - kept : self.start, :].clone()
+            self.start = kept
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write a call's keys and values, shape (rows, heads, columns, channels); those that it sees."""
+        if not self.states:
+            self._allocate(keys.shape[0], keys.shape[1], keys.shape[3], keys.dtype)
+        stop = self.start + keys.shape[2]
+        begin = max(0, stop - self.window)
+        own = self._views[layer]
+        if keys.shape[1::2] != own[0].shape[1::2] or values.shape[1::2] != own[1].shape[1::2]:
+            raise ContractError(
+                f"layer {layer} has keys or values of shape {tuple(keys.shape)}, {tuple(values.shape)}, unlike the "
+                "layers before it: such models run with plain `generate` only"
+            )
+        own[0][:, :, self.start : stop] = keys
+        own[1][:, :, self.start : stop] = values
+        return own[0][:, :, begin:stop], own[1][:, :, begin:stop]
+
+    @torch.inference_mode()
+    def put(self, states: States, rows: int, first: int, start: int, stop: int) -> None:
+        """Write columns [start, stop) of the layers from `first` on; `rows`, a multiple of the states' own, hold them
+        over and over."""
+        if not self.states:
+            like = states[0]
+            self._allocate(rows, like.shape[3], like.shape[5], like.dtype)
+        begin = 0
+        for buffer, theirs in zip(self.states, states, strict=True):
+            skipped = max(0, first - begin)
+            begin += len(buffer)
+            place = buffer[skipped:, :, :, :, start:stop]
+            place.unflatten(2, (-1, theirs.shape[2])).copy_(theirs[skipped:, :, None, :, :, start:stop])
+
+    def _allocate(self, rows: int, heads: int, channels: int, dtype: torch.dtype) -> None:
+        self.states = tuple(
+            torch.zeros((len(list(own)), 2, rows, heads, self._columns, channels), dtype=dtype, device=device)
+            for device, own in groupby(self._devices)
+        )
+        self._views = [(layer[0], layer[1]) for buffer in self.states for layer in buffer]

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
     components: ComponentMap
+
+    @cached_property
+    def layer_devices(self) -> tuple[torch.device, ...]:
+        """Where each decoder layer lies."""
+        names = [site.module for site in self.components.outputs if site.component == "residual"]
+        return tuple(next(self.module.get_submodule(name).parameters()).device for name in names)
 
     @property
     def format(self) -> NumberFormat:

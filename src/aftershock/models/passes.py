@@ -9,7 +9,7 @@ from transformers import DynamicCache
 
 from aftershock.errors import InputError
 from aftershock.models.blocks import BeforePass, Block, Pass, cut
-from aftershock.models.columns import ColumnCache
+from aftershock.models.columns import ColumnCache, States
 from aftershock.models.loading import LoadedModel
 from aftershock.models.stages import decode
 
@@ -22,7 +22,7 @@ def teacher_forced(
     Returns shape (rows, 1 + longest answer fed, vocabulary) in the model's dtype; entry [r, j] predicts answer
     token j of row r. The run is cut before each of `boundaries`.
     """
-    cache = ColumnCache.whole(model.components.layers, block.tokens.shape[1])
+    cache = ColumnCache.of_block(model.layer_devices, block.tokens.shape[1])
     logits = [forced_call(model, call, cache, before_pass) for call in cut(block, boundaries)]
     return torch.cat(logits, dim=1)
 
@@ -59,12 +59,11 @@ def _last_columns(kept: int, columns: int, device: torch.device) -> torch.Tensor
 class Prefix:
     """A row in the middle of its answer, able to go on in other company.
 
-    `keys[l]` and `values[l]`, shape (heads, tokens, channels), are those of layer l for every token fed so far.
+    `states` are those of every token fed so far, without the dimension of rows: (layers, 2, heads, tokens, channels).
     `written` is the answer so far; its last token is the one to feed next. `limit` and `stop` end the answer.
     """
 
-    keys: tuple[torch.Tensor, ...]
-    values: tuple[torch.Tensor, ...]
+    states: States
     written: tuple[int, ...]
     limit: int
     stop: tuple[str, ...]
@@ -72,7 +71,7 @@ class Prefix:
     @property
     def fed(self) -> int:
         """Number of tokens fed so far, context included."""
-        return int(self.keys[0].shape[1])
+        return int(self.states[0].shape[3])
 
     @property
     def remaining(self) -> int:
@@ -82,7 +81,7 @@ class Prefix:
     @property
     def nbytes(self) -> int:
         """Memory of the keys and values, in bytes."""
-        return sum(states.nbytes for states in (*self.keys, *self.values))
+        return sum(states.nbytes for states in self.states)
 
 
 @dataclass(frozen=True)
@@ -236,11 +235,7 @@ def continue_greedy(model: LoadedModel, prefixes: Sequence[Prefix], rows: int, c
     filled = [*prefixes, *[prefixes[-1]] * (rows - len(prefixes))]
     fed = torch.tensor([prefix.fed for prefix in filled], device=model.device)
     places = torch.arange(columns, device=model.device)
-    layers = range(len(filled[0].keys))
-    cache = ColumnCache.window(
-        [_right_aligned([prefix.keys[layer] for prefix in filled], columns) for layer in layers],
-        [_right_aligned([prefix.values[layer] for prefix in filled], columns) for layer in layers],
-    )
+    cache = ColumnCache.of_prefixes(model.layer_devices, [prefix.states for prefix in filled], columns)
     answers = _Answers(
         model,
         [prefix.written for prefix in prefixes],
@@ -255,15 +250,6 @@ def continue_greedy(model: LoadedModel, prefixes: Sequence[Prefix], rows: int, c
         chosen = torch.cat([answers.take(logits[: len(prefixes)]), chosen[len(prefixes) :]])
         fed = fed + 1
     return answers.done()
-
-
-def _right_aligned(states: Sequence[torch.Tensor], columns: int) -> torch.Tensor:
-    """States of shape (heads, tokens, channels) as one tensor (rows, heads, columns, channels) that they end."""
-    heads, _, channels = states[0].shape
-    aligned = states[0].new_zeros((len(states), heads, columns, channels))
-    for row, state in enumerate(states):
-        aligned[row, :, columns - state.shape[1] :] = state
-    return aligned
 
 
 def _next_logits(

@@ -98,7 +98,7 @@ class FastExecutor(ReferenceExecutor):
     def _golden_pass(self, calls: Sequence[Pass], asked: Asked) -> tuple[Seen, Trajectory | None]:
         outputs: list[Any] = []
         own = slice(len(asked.likely))
-        cache = ColumnCache.whole(self.model.components.layers, calls[-1].stop)
+        cache = ColumnCache.of_block(self.model.layer_devices, calls[-1].stop)
         with Injection(self.model, ()) as injection, ExitStack() as hooks:
             for layer in self._layers:
                 hook = layer.register_forward_hook(lambda _, __, output: outputs.append(output))
@@ -110,8 +110,7 @@ class FastExecutor(ReferenceExecutor):
             tuple(tuple(streams[begin : begin + layers]) for begin in range(0, len(streams), layers)),
             isinstance(outputs[0], tuple),
             seen,
-            tuple(keys[own].clone() for keys in cache.keys),
-            tuple(values[own].clone() for values in cache.values),
+            tuple(states[:, :, own].clone() for states in cache.states),
         )
 
     def _trial_pass(self, job: Job, golden: GoldenRun, injection: Injection) -> Forced | None:
@@ -131,34 +130,21 @@ class FastExecutor(ReferenceExecutor):
                 with self._resumed(trajectory, reach.first, number), self._watched(trajectory, last, number):
                     found = self._call(call, golden.asked, cache, injection)[0]
             except _GoldenAgainError:
-                self._as_golden(trajectory, reach.first, call, cache)
+                cache.put(trajectory.states, golden.block.rows, reach.first, call.start, call.stop)
                 found = trajectory.seen[number]
             else:
                 as_golden = False
             seen.append(found)
         if as_golden:
             return None
-        own = slice(len(golden.asked.likely))
-        return Forced(
-            joined(seen),
-            trajectory.keys[: reach.first] + tuple(keys[own] for keys in cache.keys[reach.first :]),
-            trajectory.values[: reach.first] + tuple(values[own] for values in cache.values[reach.first :]),
-            reach.first,
-        )
+        return Forced(joined(seen), cache.states, trajectory.states, reach.first)
 
     def _cache(self, golden: GoldenRun, trajectory: Trajectory, first: int, begin: int) -> ColumnCache:
         """A cache that holds what the calls before `begin` left in layer `first` and those after it."""
-        cache = ColumnCache.whole(len(self._layers), golden.calls[-1].stop)
-        for call in golden.calls[:begin]:
-            self._as_golden(trajectory, first, call, cache)
+        cache = ColumnCache.of_block(self.model.layer_devices, golden.calls[-1].stop)
+        start = golden.calls[begin].start if begin < len(golden.calls) else golden.calls[-1].stop
+        cache.put(trajectory.states, golden.block.rows, first, 0, start)
         return cache
-
-    def _as_golden(self, trajectory: Trajectory, first: int, call: Pass, cache: ColumnCache) -> None:
-        """The cache as a fault-free call leaves it, from layer `first` on."""
-        columns, copies = slice(call.start, call.stop), self._shapes.copies
-        for layer in range(first, len(self._layers)):
-            keys, values = (states[layer][:, :, columns] for states in (trajectory.keys, trajectory.values))
-            cache.put(layer, keys.repeat(copies, 1, 1, 1), values.repeat(copies, 1, 1, 1), call.start)
 
     @contextmanager
     def _resumed(self, trajectory: Trajectory, first: int, call: int) -> Iterator[None]:

@@ -18,6 +18,7 @@ from aftershock.models import (
     LoadedModel,
     Pass,
     Prefix,
+    States,
     align,
     continue_greedy,
     cut,
@@ -40,24 +41,23 @@ CLOSE = 4.0
 
 @dataclass(frozen=True)
 class Forced:
-    """A teacher-forced run of a batch: what it showed, and each layer's keys and values of shape (sequences, heads,
-    columns, channels). Those of the first `shared` layers are golden's own."""
+    """A teacher-forced run of a batch: what it showed, and its keys and values. Those of the layers before `first` are
+    golden's, `states` need not have them."""
 
     seen: Seen
-    keys: tuple[torch.Tensor, ...]
-    values: tuple[torch.Tensor, ...]
-    shared: int = 0
+    states: States
+    golden: States = ()
+    first: int = 0
 
-    def states(self, row: int, columns: slice) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-        """Keys and values of a row's columns; copies, so that the rest is freed, but for golden's."""
-        keys, values = (
-            tuple(
-                states[row, :, columns] if layer < self.shared else states[row, :, columns].clone()
-                for layer, states in enumerate(of_layers)
-            )
-            for of_layers in (self.keys, self.values)
-        )
-        return keys, values
+    def prefix_states(self, row: int, columns: slice) -> States:
+        """Keys and values of some columns of a row; copies, so that the rest is freed."""
+        found, begin = [], 0
+        for number, states in enumerate(self.states):
+            shared = min(max(0, self.first - begin), len(states))
+            begin += len(states)
+            own = states[shared:, :, row, :, columns]
+            found.append(torch.cat([self.golden[number][:shared, :, row, :, columns], own]) if shared else own.clone())
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,13 @@ class Trajectory:
     outputs: tuple[tuple[torch.Tensor, ...], ...]
     tuples: bool
     seen: tuple[Seen, ...]
-    keys: tuple[torch.Tensor, ...]
-    values: tuple[torch.Tensor, ...]
+    states: States
 
     @property
     def nbytes(self) -> int:
         """Memory it takes, in bytes."""
         streams = (tensor for call in self.outputs for tensor in call)
-        return sum(part.nbytes for part in (*streams, *self.seen, *self.keys, *self.values))
+        return sum(part.nbytes for part in (*streams, *self.seen, *self.states))
 
 
 @dataclass(frozen=True)
@@ -266,10 +265,9 @@ class ReferenceExecutor:
 
     def _force(self, calls: Sequence[Pass], asked: Asked, injection: Injection) -> Forced:
         """All calls, the faults in the first copy of the batch; that one is looked at."""
-        cache = ColumnCache.whole(self.model.components.layers, calls[-1].stop)
+        cache = ColumnCache.of_block(self.model.layer_devices, calls[-1].stop)
         seen = joined([self._call(call, asked, cache, injection)[0] for call in calls])
-        own = slice(len(asked.likely))
-        return Forced(seen, tuple(keys[own] for keys in cache.keys), tuple(values[own] for values in cache.values))
+        return Forced(seen, cache.states)
 
     def _call(self, call: Pass, asked: Asked, cache: ColumnCache, injection: Injection) -> list[Seen]:
         """One call of a teacher-forced run: what each copy of the batch shows."""
@@ -291,7 +289,7 @@ class ReferenceExecutor:
         if ended or not finite or has_ended(self.model, tokens, item.max_new_tokens, item.stop):
             return Row(tokens, finite, margin, None)
         columns = slice(block.context_width - block.context_lengths[row], block.context_width + left)
-        prefix = Prefix(*forced.states(row, columns), tokens, item.max_new_tokens, item.stop)
+        prefix = Prefix(forced.prefix_states(row, columns), tokens, item.max_new_tokens, item.stop)
         return Row(tokens, finite, margin, prefix)
 
     def _band(self, golden: GoldenRun, choices: Choices) -> float:
