@@ -13,12 +13,16 @@ from aftershock.models import LoadedModel, align, model_hash
 from aftershock.numerics import words
 from aftershock.replay import Batch, FastExecutor, Job, ModelCrashedError, ReferenceExecutor, Run, make_batches
 from aftershock.replay.reach import reach_of
+from aftershock.replay.shapes import Shapes
 from tiny_models import FAMILIES, tiny_loaded
 
 FAULTS = 34
 CASES = [(family, torch.float32) for family in FAMILIES]
 CASES += [(family, torch.bfloat16) for family in ("llama", "gemma3", "qwen3", "mixtral", "gpt2")]
 """18 cases of 34 fault sets each, every set on every batch: over 600 different sets."""
+
+SHORT_CALLS = Shapes(copies=1, call_columns=3, continued_rows=8)
+IN_COMPANY = Shapes(copies=4, call_columns=5, continued_rows=8)
 
 model_of = cache(tiny_loaded)
 
@@ -55,9 +59,9 @@ def same(one: Run | ModelCrashedError, other: Run | ModelCrashedError) -> bool:
     return printed(one) == printed(other) and all(logits)
 
 
-def disagreements(model: LoadedModel, jobs: Sequence[Job]) -> list[Job]:
-    expected = {job.key: run for job, run in ReferenceExecutor(model).trials(jobs)}
-    found = {job.key: run for job, run in FastExecutor(model).trials(jobs)}
+def disagreements(model: LoadedModel, jobs: Sequence[Job], shapes: Shapes = SHORT_CALLS) -> list[Job]:
+    expected = {job.key: run for job, run in ReferenceExecutor(model, shapes=shapes).trials(jobs)}
+    found = {job.key: run for job, run in FastExecutor(model, shapes=shapes).trials(jobs)}
     assert found.keys() == expected.keys()
     return [job for job in jobs if not same(found[job.key], expected[job.key])]
 
@@ -87,6 +91,21 @@ def test_every_trial_is_the_reference_executors_to_the_bit(family: str, dtype: t
     assert model_hash(model.module) == before
 
 
+@pytest.mark.parametrize(
+    ("family", "dtype"), [case for case in CASES if case[0] in ("llama", "gemma2", "gemma3", "qwen3", "opt", "gpt2")]
+)
+def test_trials_that_share_a_run_are_the_reference_executors_to_the_bit(family: str, dtype: torch.dtype) -> None:
+    model = model_of(family, dtype)
+    jobs = [
+        Job((batch.number, number), batch, faults)
+        for batch in batches_of(model)
+        for number, faults in enumerate(drawn(model, batch, bit_classes=("sign", "exponent"), count=24))
+    ]
+    before = model_hash(model.module)
+    assert disagreements(model, jobs, IN_COMPANY) == []
+    assert model_hash(model.module) == before
+
+
 UP, NORM, TABLE = "model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"
 LINES = [
     f"weight {UP}[3,4] replace 40.0 & weight {UP}[3,5] replace -40.0",
@@ -107,12 +126,13 @@ LINES = [
 ]
 
 
+@pytest.mark.parametrize("shapes", [SHORT_CALLS, IN_COMPANY])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_sets_of_faults_and_every_trigger_agree_too(dtype: torch.dtype) -> None:
+def test_sets_of_faults_and_every_trigger_agree_too(dtype: torch.dtype, shapes: Shapes) -> None:
     model = model_of("llama", dtype)
     lines = [*LINES, f"weight {NORM}[3] replace nan"]
     jobs = [Job((batch.number, line), batch, parse_faults(line)) for batch in batches_of(model) for line in lines]
-    assert disagreements(model, jobs) == []
+    assert disagreements(model, jobs, shapes) == []
 
 
 def assert_decoded(model: LoadedModel, jobs: Sequence[Job]) -> None:

@@ -21,6 +21,7 @@ class _Words:
 
     tensor: torch.Tensor
     index: tuple[torch.Tensor, ...]
+    old: torch.Tensor
     new: torch.Tensor
 
 
@@ -42,6 +43,9 @@ class _Placed:
     tensor: torch.Tensor
     channel: int
 
+
+_Seen = list[tuple[torch.Tensor, torch.Tensor]]
+"""Words found and words expected."""
 
 _Sets = Mapping[tuple[int, ...], Sequence[_Placed]]
 
@@ -66,11 +70,13 @@ def row_faults(model: LoadedModel, faults: Mapping[tuple[int, ...], Sequence[Fau
         for fault in those:
             for module, one in _places(model, users, fault):
                 placed.setdefault(module, {}).setdefault(own, []).append(one)
+    seen: _Seen = []
     with ExitStack() as hooks:
         for module, sets in placed.items():
-            again = _merged([_round(dealt) for dealt in _dealt(sets)], rows)
+            again = _merged([_round(dealt) for dealt in _dealt(sets)], rows, seen)
             hooks.callback(module.register_forward_hook(again, with_kwargs=True).remove)
         yield
+    _require_equal(seen)
 
 
 def changes_one_channel(model: LoadedModel, fault: Fault) -> bool:
@@ -145,10 +151,10 @@ def _words(placed: Sequence[_Placed]) -> _Words:
         old = new.get(one.site.index, stored[one.site.index])
         new[one.site.index] = corrupt(old.reshape(1), [one.fault.corruption], number_format)[0]
     index = torch.tensor(list(new), device=tensor.device).unbind(1)
-    return _Words(tensor, index, torch.stack(list(new.values())))
+    return _Words(tensor, index, stored[index], torch.stack(list(new.values())))
 
 
-def _merged(rounds: Sequence[_Round], rows: int) -> Callable[..., None]:
+def _merged(rounds: Sequence[_Round], rows: int, seen: _Seen) -> Callable[..., None]:
     def by_row(output: torch.Tensor) -> torch.Tensor:
         # Some models flatten rows and tokens before they project.
         return output if output.shape[0] == rows else output.view(rows, -1, output.shape[-1])
@@ -157,7 +163,7 @@ def _merged(rounds: Sequence[_Round], rows: int) -> Callable[..., None]:
         for one in rounds:
             with ExitStack() as written:
                 for faulty in one.words:
-                    written.enter_context(_written(faulty))
+                    written.enter_context(_written(faulty, seen))
                 again = module.forward(*inputs, **keywords)
             by_row(output)[one.rows, ..., one.channels] = by_row(again)[one.rows, ..., one.channels]
 
@@ -165,15 +171,24 @@ def _merged(rounds: Sequence[_Round], rows: int) -> Callable[..., None]:
 
 
 @contextmanager
-def _written(faulty: _Words) -> Iterator[None]:
+def _written(faulty: _Words, seen: _Seen) -> Iterator[None]:
     stored = words(faulty.tensor)
-    old = stored[faulty.index]
     stored[faulty.index] = faulty.new
     try:
-        if not torch.equal(stored[faulty.index], faulty.new):
-            raise ContractError("a faulty word could not be written")
+        seen.append((stored[faulty.index], faulty.new))
         yield
     finally:
-        stored[faulty.index] = old
-        if not torch.equal(stored[faulty.index], old):
-            raise ContractError("an undo did not restore its words")
+        stored[faulty.index] = faulty.old
+        seen.append((stored[faulty.index], faulty.old))
+
+
+def _require_equal(seen: _Seen) -> None:
+    """Raise ContractError unless all words were found as they had been written. At the end, since a comparison makes
+    the host wait for the device."""
+    by_device: dict[torch.device, _Seen] = {}
+    for found, expected in seen:
+        by_device.setdefault(found.device, []).append((found, expected))
+    for pairs in by_device.values():
+        found, expected = (torch.cat(side) for side in zip(*pairs, strict=True))
+        if not torch.equal(found, expected):
+            raise ContractError("a faulty word could not be written, or not be written back")

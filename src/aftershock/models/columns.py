@@ -9,10 +9,11 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from aftershock.errors import ContractError
+from aftershock.numerics import words
 
 States = tuple[torch.Tensor, ...]
-"""Keys and values of all layers, one tensor for the layers of each device, in their order: shape (layers, 2, rows, heads,
-columns, channels), keys first."""
+"""Keys and values of all layers, one tensor for the layers of each device, in their order: shape (layers, 2, rows,
+heads, columns, channels), keys first."""
 
 _SPARE = 32
 """Columns written past a window before it is moved back to the buffer's start."""
@@ -110,8 +111,19 @@ class ColumnCache(Cache):
         for buffer, theirs in zip(self.states, states, strict=True):
             skipped = max(0, first - begin)
             begin += len(buffer)
-            place = buffer[skipped:, :, :, :, start:stop]
-            place.unflatten(2, (-1, theirs.shape[2])).copy_(theirs[skipped:, :, None, :, :, start:stop])
+            own = theirs[skipped:, :, :, :, start:stop]
+            buffer[skipped:, :, :, :, start:stop] = own.repeat(1, 1, rows // theirs.shape[2], 1, 1, 1)
+
+    def holds(self, states: States, layers: range, start: int, stop: int) -> bool:
+        """Whether columns [start, stop) of some layers are `states`' own to the bit, in as many rows as those have."""
+        begin = 0
+        for buffer, theirs in zip(self.states, states, strict=True):
+            some = slice(max(0, layers.start - begin), max(0, layers.stop - begin))
+            begin += len(buffer)
+            own = buffer[some, :, : theirs.shape[2], :, start:stop]
+            if not torch.equal(words(own), words(theirs[some, :, :, :, start:stop])):
+                return False
+        return True
 
     def _allocate(self, rows: int, heads: int, channels: int, dtype: torch.dtype) -> None:
         self.states = tuple(

@@ -1,18 +1,19 @@
 """The fast executor: runs only what a fault can change, and gives the reference executor's bits."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 
 from aftershock.errors import ContractError, InputError
-from aftershock.inject import Injection, changes_one_channel, row_faults
+from aftershock.inject import Injection, Struck, changes_one_channel, row_faults
 from aftershock.models import ColumnCache, LoadedModel, Pass, continue_greedy
 from aftershock.numerics import words
+from aftershock.replay.company import Member, in_parts, members, renumbered, sociable, strikes_of
 from aftershock.replay.executor import Job, ModelCrashedError, Run
 from aftershock.replay.observe import Asked, Seen, joined
-from aftershock.replay.reach import reach_of
+from aftershock.replay.reach import Reach, reach_of
 from aftershock.replay.reference import (
     Forced,
     GoldenRun,
@@ -24,6 +25,9 @@ from aftershock.replay.reference import (
 )
 from aftershock.replay.shapes import Shapes
 from aftershock.replay.stock import Line, Stock, faults_by_row, line_of
+
+LOOKAHEAD = 32
+"""Times the trials of one run among which those alike are looked for."""
 
 
 class _GoldenAgainError(Exception):
@@ -49,13 +53,8 @@ class FastExecutor(ReferenceExecutor):
     def trials(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Run | ModelCrashedError]]:
         """Every job with its run; those whose answers leave golden's wait for company."""
         stock = Stock(self._shapes.continued_rows, self._memory)
-        for job in jobs:
-            try:
-                begun = self._begin(job)
-            except ModelCrashedError as error:
-                yield job, error
-                continue
-            if isinstance(begun, Run):
+        for job, begun in self._begun(jobs):
+            if not isinstance(begun, Pending):
                 yield job, begun
             elif not all(changes_one_channel(self.model, fault) for fault in lasting(job.faults)):
                 yield job, self._alone_from(begun)
@@ -65,6 +64,97 @@ class FastExecutor(ReferenceExecutor):
                     yield from self._write_on(stock, lines)
         for lines in stock.rest():
             yield from self._write_on(stock, lines)
+
+    def _begun(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Run | Pending | ModelCrashedError]]:
+        """Every job after its teacher-forced run; in company where there is room for it."""
+        size = self._shapes.copies - 1
+        if not size:
+            yield from ((job, self._begun_alone(job)) for job in jobs)
+            return
+        for some in in_parts(jobs, LOOKAHEAD * size):
+            alike: dict[tuple[int, int], list[tuple[int, Job]]] = {}
+            for job in some:
+                if not sociable(self.model, job):
+                    yield job, self._begun_alone(job)
+                    continue
+                golden = self._golden_run(job.batch, frozenset())
+                reach = reach_of(job.faults, self.model, golden.block)
+                alike.setdefault((job.batch.number, _first_call(golden, reach)), []).append((reach.first, job))
+            for placed in alike.values():
+                for company in in_parts(sorted(placed, key=lambda one: one[0]), size):
+                    yield from self._begun_together([job for _, job in company])
+
+    def _begun_alone(self, job: Job) -> Run | Pending | ModelCrashedError:
+        try:
+            return self._begin(job)
+        except ModelCrashedError as error:
+            return error
+
+    def _begun_together(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Run | Pending | ModelCrashedError]]:
+        """Jobs of one batch that begin with the same call, in one teacher-forced run; its last copy has no fault."""
+        golden = self._golden_run(jobs[0].batch, frozenset())
+        own = members(jobs, len(golden.asked.likely))
+        # Armed once in place, so that every word is known, and proved to be struck as it would be alone.
+        struck = [self._struck_weights(member) for member in own]
+        activations = [(member, fault) for member in own for fault in member.faults(member.activations)]
+        injection = Injection(self.model, [fault for _, fault in activations], [one.rows for one, _ in activations])
+        try:
+            shared = self._shared_run(own, golden, injection)
+        except (ContractError, InputError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except Exception:
+            # One of them brings the model down: find out which.
+            yield from ((job, self._begun_alone(job)) for job in jobs)
+            return
+        begin = 0
+        for member, words_struck, forced in zip(own, struck, shared, strict=True):
+            rows = member.rows
+            # A weight fault that is always there reaches every row.
+            reached = rows if member.weights else injection.reached_rows.intersection(rows)
+            strikes = words_struck + strikes_of(member, injection.struck, begin)
+            begin += len(member.activations)
+            try:
+                yield (
+                    member.job,
+                    self._forced(member.job, golden, forced, frozenset(row - rows.start for row in reached), strikes),
+                )
+            except ModelCrashedError as error:
+                yield member.job, error
+
+    def _struck_weights(self, member: Member) -> tuple[Struck, ...]:
+        with Injection(self.model, member.faults(member.weights)) as injection:
+            return renumbered(injection.struck, member.weights)
+
+    def _shared_run(self, own: Sequence[Member], golden: GoldenRun, injection: Injection) -> list[Forced]:
+        """What the run gives for each member. Raises ContractError where its fault-free copy is not golden's."""
+        trajectory, calls = golden.trajectory, golden.calls
+        assert trajectory is not None
+        reaches = [reach_of(member.job.faults, self.model, golden.block) for member in own]
+        first, begin = min(reach.first for reach in reaches), min(_first_call(golden, reach) for reach in reaches)
+        weights = {tuple(member.rows): member.faults(member.weights) for member in own if member.weights}
+        cache = self._cache(golden, trajectory, first, begin)
+        seen = [list(trajectory.seen[:begin]) for _ in range(self._shapes.copies)]
+        with row_faults(self.model, weights, golden.block.rows), injection:
+            for call in calls[:begin]:
+                injection.begin_pass(call)
+            for number, call in enumerate(calls[begin:], begin):
+                with self._resumed(trajectory, first, number):
+                    for copy, found in zip(seen, self._call(call, golden.asked, cache, injection), strict=True):
+                        copy.append(found)
+        if not joined(seen[-1]).equal(joined(trajectory.seen)):
+            raise ContractError(
+                "the fault-free rows of a run were not golden's to the bit: on this device rows depend on each other; "
+                "run the study with --executor reference, and please report this"
+            )
+        return [
+            Forced(
+                joined(copy),
+                tuple(states[:, :, member.rows.start : member.rows.stop] for states in cache.states),
+                trajectory.states,
+                first,
+            )
+            for member, copy in zip(own, seen, strict=False)
+        ]
 
     def _alone_from(self, pending: Pending) -> Run | ModelCrashedError:
         try:
@@ -117,7 +207,7 @@ class FastExecutor(ReferenceExecutor):
         trajectory, calls = golden.trajectory, golden.calls
         assert trajectory is not None
         reach = reach_of(job.faults, self.model, golden.block)
-        begin = next((number for number, call in enumerate(calls) if call.stop > reach.start), len(calls))
+        begin = _first_call(golden, reach)
         cache = self._cache(golden, trajectory, reach.first, begin)
         for call in calls[:begin]:
             injection.begin_pass(call)
@@ -125,9 +215,9 @@ class FastExecutor(ReferenceExecutor):
         for number, call in enumerate(calls[begin:], begin):
             if as_golden and call.start >= reach.stop:
                 return None
-            last = reach.last if as_golden else None
+            watched = self._watched(trajectory, reach, number, call, cache) if as_golden else nullcontext()
             try:
-                with self._resumed(trajectory, reach.first, number), self._watched(trajectory, last, number):
+                with self._resumed(trajectory, reach.first, number), watched:
                     found = self._call(call, golden.asked, cache, injection)[0]
             except _GoldenAgainError:
                 cache.put(trajectory.states, golden.block.rows, reach.first, call.start, call.stop)
@@ -159,15 +249,21 @@ class FastExecutor(ReferenceExecutor):
             yield
 
     @contextmanager
-    def _watched(self, trajectory: Trajectory, last: int | None, call: int) -> Iterator[None]:
-        """Inside, a call ends with _GoldenAgainError when layer `last`, the last faulty one, gives golden's output."""
+    def _watched(
+        self, trajectory: Trajectory, reach: Reach, number: int, call: Pass, cache: ColumnCache
+    ) -> Iterator[None]:
+        """Inside, a call ends with _GoldenAgainError when the last faulty layer gives golden's output and no layer up to
+        it has left other keys and values."""
+        last = reach.last
         if last is None:
             yield
             return
-        golden = words(trajectory.outputs[call][last])
+        golden = words(trajectory.outputs[number][last])
+        layers = range(reach.first, last + 1)
 
         def compare(module: Any, inputs: Any, output: Any) -> None:
-            if torch.equal(words(_stream(output))[: len(golden)], golden):
+            same = torch.equal(words(_stream(output))[: len(golden)], golden)
+            if same and cache.holds(trajectory.states, layers, call.start, call.stop):
                 raise _GoldenAgainError
 
         hook = self._layers[last].register_forward_hook(compare)
@@ -175,6 +271,11 @@ class FastExecutor(ReferenceExecutor):
             yield
         finally:
             hook.remove()
+
+
+def _first_call(golden: GoldenRun, reach: Reach) -> int:
+    """Number of the first call that faults can change, the number of calls where there is none."""
+    return next((number for number, call in enumerate(golden.calls) if call.stop > reach.start), len(golden.calls))
 
 
 def _stream(output: Any) -> torch.Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from aftershock.models import Choices, choose
+from aftershock.numerics import words
 from aftershock.replay.batches import Batch
 from aftershock.replay.distance import compared_positions
 
@@ -56,10 +57,12 @@ class Seen:
     logprobs: torch.Tensor
     logits: torch.Tensor
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of the logits, which is most of it, in bytes."""
-        return self.logits.nbytes
+    def equal(self, other: "Seen") -> bool:
+        """Whether both are the same to the bit."""
+        fields = ("tokens", "finite", "best", "margins")
+        return torch.equal(words(self.logits), words(other.logits)) and all(
+            torch.equal(getattr(self.choices, name), getattr(other.choices, name)) for name in fields
+        )
 
 
 @torch.inference_mode()
@@ -73,7 +76,7 @@ def observe(logits: torch.Tensor, first: int, asked: Asked) -> list[Seen]:
     wanted = logits[:, scored[:, 1], scored[:, 2] - first]
     logprobs = wanted.gather(-1, scored[:, 3].expand(copies, -1)[..., None])[..., 0].float()
     # In fp32, in parts of bounded size.
-    logprobs -= torch.cat([part.float().logsumexp(-1) for part in wanted.split(256, dim=1)], dim=1)
+    logprobs -= torch.cat([part.float().logsumexp(-1) for part in torch.split(wanted, 256, dim=1)], dim=1)
     compared = _within(asked.compared, 1, first, positions).to(logits.device)
     kept = logits[:, compared[:, 0], compared[:, 1] - first]
     return [
@@ -109,5 +112,6 @@ def joined(calls: Sequence[Seen]) -> Seen:
 
 def logits_of(seen: Seen, asked: Asked) -> tuple[torch.Tensor, ...]:
     """The kept logits of each sequence, shape (positions, vocabulary)."""
-    owner = asked.compared[:, 0].to(seen.logits.device)
-    return tuple(seen.logits[owner == sequence] for sequence in range(len(asked.likely)))
+    owner = asked.compared[:, 0]
+    order = owner.argsort(stable=True).to(seen.logits.device)
+    return torch.split(seen.logits[order], owner.bincount(minlength=len(asked.likely)).tolist())

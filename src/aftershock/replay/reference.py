@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -33,7 +34,7 @@ from aftershock.replay.executor import ItemRun, Job, ModelCrashedError, Run
 from aftershock.replay.observe import Asked, Seen, asked_of, joined, logits_of, observe
 from aftershock.replay.score import score
 from aftershock.replay.shapes import COLUMN_STEP, Shapes, rows_mix, shapes_of
-from aftershock.tasks import RowResult, judge
+from aftershock.tasks import Answer, Item, RowResult, judge
 
 CLOSE = 4.0
 """A margin within so many times the rounding noise between the two paths is too close to call."""
@@ -76,8 +77,8 @@ class Trajectory:
     @property
     def nbytes(self) -> int:
         """Memory it takes, in bytes."""
-        streams = (tensor for call in self.outputs for tensor in call)
-        return sum(part.nbytes for part in (*streams, *self.seen, *self.states))
+        tensors = [*self.states, *(seen.logits for seen in self.seen), *(one for call in self.outputs for one in call)]
+        return sum(tensor.nbytes for tensor in tensors)
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ class GoldenRun:
     """A fault-free run and what trials need of it.
 
     `block` are the rows of every teacher-forced run, `calls` its forward calls, `asked` what is looked at in them. Of
-    a batch that generates, `written[r]` is the text of row r, `texts[r]` the same with the token that ended it, and
-    `choices` what the teacher-forced run chooses in their place. `noise` is how far the margins of the two paths lie
-    apart at most. An executor that starts trials in the middle keeps the `trajectory`.
+    a batch that generates, `answers[r]` is the text of row r and whether it is finite, `texts[r]` the text with the
+    token that ended it, and `choices` what the teacher-forced run chooses in their place. `noise` is how far the
+    margins of the two paths lie apart at most. An executor that starts trials in the middle keeps the `trajectory`.
     """
 
     run: Run
@@ -96,9 +97,15 @@ class GoldenRun:
     asked: Asked
     choices: Choices
     trajectory: Trajectory | None
-    written: tuple[tuple[int, ...], ...] = ()
+    answers: tuple[tuple[tuple[int, ...], bool], ...] = ()
     texts: tuple[tuple[int, ...], ...] = ()
     noise: float = 0.0
+
+    @cached_property
+    def text_tokens(self) -> torch.Tensor:
+        """`texts` as int64, shape (rows, positions); zeros follow their ends."""
+        width = self.choices.tokens.shape[1]
+        return torch.tensor([(*text, *(0,) * (width - len(text))) for text in self.texts])
 
     @property
     def nbytes(self) -> int:
@@ -212,8 +219,14 @@ class ReferenceExecutor:
             float((row - seen.choices.margins[number, : len(row)]).abs().max()) for number, row in enumerate(margins)
         )
         answers = tuple(zip(written.tokens, written.finite, strict=True))
-        run = self._run(batch, texts, answers, logits_of(seen, asked), frozenset(), ())
-        return GoldenRun(run, block, calls, asked, seen.choices, trajectory, written.tokens, texts, noise)
+        run = Run(
+            tuple(
+                ItemRun(self._judged(item, *answer), text, (logits,), False)
+                for item, answer, text, logits in zip(batch.items, answers, texts, logits_of(seen, asked), strict=True)
+            ),
+            (),
+        )
+        return GoldenRun(run, block, calls, asked, seen.choices, trajectory, answers, texts, noise)
 
     def _golden_pass(self, calls: Sequence[Pass], asked: Asked) -> tuple[Seen, Trajectory | None]:
         """What the teacher-forced run without faults shows, and what of it is kept for trials: here nothing."""
@@ -247,7 +260,7 @@ class ReferenceExecutor:
         pending = Pending(
             job,
             golden,
-            tuple(self._row(batch, row, golden, forced) for row in range(len(batch.items))),
+            self._rows(batch, golden, forced),
             self._band(golden, forced.seen.choices),
             logits_of(forced.seen, golden.asked),
             reached,
@@ -273,18 +286,34 @@ class ReferenceExecutor:
         """One call of a teacher-forced run: what each copy of the batch shows."""
         logits = forced_call(self.model, call, cache, injection.begin_pass)
         first = call.stop - call.kept - call.block.context_width + 1
-        return observe(logits.unflatten(0, (-1, len(asked.likely))), first, asked)
+        height = len(asked.likely)
+        return observe(logits.view(len(logits) // height, height, *logits.shape[1:]), first, asked)
 
-    def _row(self, batch: Batch, row: int, golden: GoldenRun, forced: Forced) -> Row:
-        text, item, block, choices = golden.texts[row], batch.items[row], golden.block, forced.seen.choices
-        chosen, theirs = choices.tokens[row].tolist(), golden.choices.tokens[row].tolist()
-        left = next((at for at, token in enumerate(text) if chosen[at] not in (token, theirs[at])), None)
-        known = len(text) if left is None else left + 1
-        finite, margin = bool(choices.finite[row, :known].all()), float(choices.margins[row, :known].min())
-        if left is None:
-            return Row(golden.written[row], finite, margin, None)
-        ended = chosen[left] in end_tokens(self.model)
-        tokens = text[:left] if ended else (*text[:left], chosen[left])
+    def _rows(self, batch: Batch, golden: GoldenRun, forced: Forced) -> tuple[Row, ...]:
+        """Each answer as far as the teacher-forced run tells it."""
+        choices = forced.seen.choices
+        lengths = torch.tensor([len(text) for text in golden.texts])
+        inside = torch.arange(golden.text_tokens.shape[1]) < lengths[:, None]
+        other = (choices.tokens != golden.text_tokens) & (choices.tokens != golden.choices.tokens) & inside
+        left = torch.where(other.any(1), other.int().argmax(1), lengths)
+        known = inside & (torch.arange(inside.shape[1]) <= left[:, None])
+        finite = (choices.finite | ~known).all(1).tolist()
+        margins = choices.margins.masked_fill(~known, torch.inf).amin(1).tolist()
+        return tuple(
+            Row(golden.answers[row][0], finite[row], margins[row], None)
+            if at == len(golden.texts[row])
+            else self._left(batch, row, at, golden, forced, finite[row], margins[row])
+            for row, at in enumerate(left.tolist())
+        )
+
+    def _left(
+        self, batch: Batch, row: int, left: int, golden: GoldenRun, forced: Forced, finite: bool, margin: float
+    ) -> Row:
+        """An answer whose token `left` is the first that is not golden's."""
+        text, item, block = golden.texts[row], batch.items[row], golden.block
+        chosen = int(forced.seen.choices.tokens[row, left])
+        ended = chosen in end_tokens(self.model)
+        tokens = text[:left] if ended else (*text[:left], chosen)
         # After a NaN or an infinity there is nothing more to learn.
         if ended or not finite or has_ended(self.model, tokens, item.max_new_tokens, item.stop):
             return Row(tokens, finite, margin, None)
@@ -335,31 +364,24 @@ class ReferenceExecutor:
             )
 
     def _finished(self, pending: Pending, answers: Sequence[tuple[tuple[int, ...], bool]]) -> Run:
-        return self._run(
-            pending.job.batch, pending.golden.texts, answers, pending.logits, pending.reached, pending.struck
-        )
-
-    def _run(
-        self,
-        batch: Batch,
-        texts: Sequence[tuple[int, ...]],
-        answers: Sequence[tuple[tuple[int, ...], bool]],
-        logits: Sequence[torch.Tensor],
-        reached: frozenset[int],
-        struck: tuple[Struck, ...],
-    ) -> Run:
+        golden = pending.golden
         return Run(
             tuple(
                 ItemRun(
-                    judge(item, (RowResult(tokens, (), finite),), self.model.tokenizer),
-                    texts[row],
-                    (logits[row],),
-                    row in reached,
+                    clean.answer if (tokens, finite) == known else self._judged(item, tokens, finite),
+                    golden.texts[row],
+                    (pending.logits[row],),
+                    row in pending.reached,
                 )
-                for row, (item, (tokens, finite)) in enumerate(zip(batch.items, answers, strict=True))
+                for row, (item, clean, known, (tokens, finite)) in enumerate(
+                    zip(pending.job.batch.items, golden.run.items, golden.answers, answers, strict=True)
+                )
             ),
-            struck,
+            pending.struck,
         )
+
+    def _judged(self, item: Item, tokens: tuple[int, ...], finite: bool) -> Answer:
+        return judge(item, (RowResult(tokens, (), finite),), self.model.tokenizer)
 
     def _block(self, batch: Batch, texts: Sequence[Sequence[int]]) -> Block:
         """The batch's sequences; of a generated text every token but the last is fed."""

@@ -1,0 +1,72 @@
+"""Trials that share one teacher-forced run, each in rows of its own."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TypeVar
+
+from aftershock.faults import ALWAYS, Fault, WeightSite
+from aftershock.inject import Struck, changes_one_channel
+from aftershock.models import LoadedModel
+from aftershock.replay.executor import Job
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Member:
+    """A trial and the rows that are its own; its weight faults and activation faults by their number in the set."""
+
+    job: Job
+    rows: range
+    weights: tuple[int, ...]
+    activations: tuple[int, ...]
+
+    def faults(self, numbers: Sequence[int]) -> tuple[Fault, ...]:
+        """Some of the job's faults."""
+        return tuple(self.job.faults[number] for number in numbers)
+
+
+def members(jobs: Sequence[Job], height: int) -> tuple[Member, ...]:
+    """Each job with the next `height` rows."""
+    return tuple(
+        Member(
+            job,
+            range(place * height, (place + 1) * height),
+            tuple(number for number, fault in enumerate(job.faults) if isinstance(fault.site, WeightSite)),
+            tuple(number for number, fault in enumerate(job.faults) if not isinstance(fault.site, WeightSite)),
+        )
+        for place, job in enumerate(jobs)
+    )
+
+
+def sociable(model: LoadedModel, job: Job) -> bool:
+    """Whether a job can share a run: it has faults, and those in weights are there all the time, in one channel."""
+    weights = [fault for fault in job.faults if isinstance(fault.site, WeightSite)]
+    return bool(job.faults) and all(fault.trigger == ALWAYS and changes_one_channel(model, fault) for fault in weights)
+
+
+def renumbered(struck: Iterable[Struck], numbers: Sequence[int]) -> tuple[Struck, ...]:
+    """Strikes of faults that are `numbers` of their set, numbered as there."""
+    return tuple(replace(one, fault=numbers[one.fault]) for one in struck)
+
+
+def strikes_of(member: Member, struck: Iterable[Struck], begin: int) -> tuple[Struck, ...]:
+    """The member's own strikes among those of all activation faults, of which its own begin with number `begin`;
+    rows are counted from its first."""
+    own = range(begin, begin + len(member.activations))
+    return renumbered(
+        (
+            replace(one, fault=one.fault - begin, row=one.row - member.rows.start)
+            for one in struck
+            if one.fault in own and one.row is not None
+        ),
+        member.activations,
+    )
+
+
+def in_parts(things: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` things, the last one shorter."""
+    source = iter(things)
+    while part := list(islice(source, size)):
+        yield part
