@@ -43,11 +43,9 @@ CHOICE_TARGETS = {"cpu": 3, "cuda": 10}
 class Verifying(FastExecutor):
     """Stops where an answer leaves golden's: its text ends there."""
 
-    def _begin(self, job: Job) -> Run | Pending:
-        begun = super()._begin(job)
-        if isinstance(begun, Run):
-            return begun
-        return self._finished(begun, tuple((row.tokens, row.finite) for row in begun.rows))
+    def _forced(self, *arguments: Any) -> Run | Pending:
+        begun = super()._forced(*arguments)
+        return begun if isinstance(begun, Run) else self._decode(begun)
 
     def _decode(self, pending: Pending) -> Run:
         return self._finished(pending, tuple((row.tokens, row.finite) for row in pending.rows))

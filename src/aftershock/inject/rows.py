@@ -64,11 +64,10 @@ def row_faults(model: LoadedModel, faults: Mapping[tuple[int, ...], Sequence[Fau
     Raises InputError for faults in parameters that change more than one channel (experts), and ContractError when a
     word could not be written or written back.
     """
-    users = _users(model.module)
     placed: dict[torch.nn.Module, dict[tuple[int, ...], list[_Placed]]] = {}
     for own, those in faults.items():
         for fault in those:
-            for module, one in _places(model, users, fault):
+            for module, one in _places(model, fault):
                 placed.setdefault(module, {}).setdefault(own, []).append(one)
     seen: _Seen = []
     with ExitStack() as hooks:
@@ -83,29 +82,18 @@ def changes_one_channel(model: LoadedModel, fault: Fault) -> bool:
     """Whether a weight fault is one that `row_faults` can take."""
     assert isinstance(fault.site, WeightSite)
     parameter = model.module.get_parameter(fault.site.parameter)
-    return all(_channel_dim(module, parameter) is not None for module in _users(model.module)[parameter])
+    return all(_channel_dim(module, parameter) is not None for module in model.parameter_users[parameter])
 
 
-def _places(
-    model: LoadedModel, users: Mapping[torch.nn.Parameter, Sequence[torch.nn.Module]], fault: Fault
-) -> Iterator[tuple[torch.nn.Module, _Placed]]:
+def _places(model: LoadedModel, fault: Fault) -> Iterator[tuple[torch.nn.Module, _Placed]]:
     site = fault.site
     assert isinstance(site, WeightSite)
     parameter = model.module.get_parameter(site.parameter)
-    for module in users[parameter]:
+    for module in model.parameter_users[parameter]:
         dim = _channel_dim(module, parameter)
         if dim is None:
             raise InputError(f"'{fault}' changes more than one channel of its module: run it as a trial of its own")
         yield module, _Placed(fault, site, parameter.detach(), site.index[dim])
-
-
-def _users(module: torch.nn.Module) -> dict[torch.nn.Parameter, list[torch.nn.Module]]:
-    """The modules that hold each parameter themselves (several where it is tied)."""
-    users: dict[torch.nn.Parameter, list[torch.nn.Module]] = {}
-    for part in module.modules():
-        for parameter in part.parameters(recurse=False):
-            users.setdefault(parameter, []).append(part)
-    return users
 
 
 def _channel_dim(module: torch.nn.Module, parameter: torch.Tensor) -> int | None:

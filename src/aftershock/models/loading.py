@@ -43,6 +43,15 @@ class LoadedModel:
         names = [site.module for site in self.components.outputs if site.component == "residual"]
         return tuple(next(self.module.get_submodule(name).parameters()).device for name in names)
 
+    @cached_property
+    def parameter_users(self) -> dict[torch.nn.Parameter, tuple[torch.nn.Module, ...]]:
+        """The modules that hold each parameter themselves (several where it is tied)."""
+        users: dict[torch.nn.Parameter, list[torch.nn.Module]] = {}
+        for part in self.module.modules():
+            for parameter in part.parameters(recurse=False):
+                users.setdefault(parameter, []).append(part)
+        return {parameter: tuple(modules) for parameter, modules in users.items()}
+
     @property
     def format(self) -> NumberFormat:
         """Number format of the weights."""

@@ -100,7 +100,7 @@ class Generated:
 
 
 class _Answers:
-    """Greedy answers while they are being written."""
+    """Greedy answers while they are being written; `active`, bool of shape (rows,), tells which are not over yet."""
 
     def __init__(
         self,
@@ -109,37 +109,49 @@ class _Answers:
         limits: Sequence[int],
         stops: Sequence[tuple[str, ...]],
     ) -> None:
-        self._model, self._limits, self._stops = model, limits, stops
-        self._end_tokens = end_tokens(model)
-        self._tokens = [list(tokens) for tokens in written]
-        self._ends: list[int | None] = [None] * len(written)
-        self._finite = [True] * len(written)
-        self._margins: list[list[float]] = [[] for _ in written]
-        self.active = [True] * len(written)
+        self._model, self._stops, self._written = model, stops, written
+        self._end_tokens = torch.tensor(sorted(end_tokens(model)), dtype=torch.int64)
+        self._left = torch.tensor([limit - len(tokens) for limit, tokens in zip(limits, written, strict=True)])
+        self._stopping = [row for row, stop in enumerate(stops) if stop]
+        self._choices: list[Choices] = []
+        self._took_part: list[torch.Tensor] = []
+        self.active = torch.ones(len(written), dtype=torch.bool)
 
     def take(self, logits: torch.Tensor) -> torch.Tensor:
         """Choose the next token of every row from logits (rows, vocabulary); returns them, shape (rows,)."""
         choices = choose(logits, logits.argmax(-1))
-        finite, margins = choices.finite.tolist(), choices.margins.tolist()
-        for row, token in enumerate(choices.tokens.tolist()):
-            if not self.active[row]:
-                continue
-            self._finite[row] &= finite[row]
-            self._margins[row].append(margins[row])
-            if token in self._end_tokens:
-                self._ends[row] = token
-                self.active[row] = False
-                continue
-            self._tokens[row].append(token)
-            self.active[row] = not has_ended(self._model, self._tokens[row], self._limits[row], self._stops[row])
+        self._choices.append(choices)
+        self._took_part.append(self.active)
+        ended = torch.isin(choices.tokens, self._end_tokens)
+        self._left = self._left - (self.active & ~ended).long()
+        going = self.active & ~ended & (self._left > 0)
+        for row in self._stopping:
+            if going[row]:
+                tokens = [*self._written[row], *(int(one.tokens[row]) for one in self._choices)]
+                text = self._model.tokenizer.decode(tokens)
+                going[row] = not any(one in text for one in self._stops[row])
+        self.active = going
         return choices.tokens.to(logits.device)
 
     def done(self) -> Generated:
+        """All answers."""
+        took_part = torch.stack(self._took_part, dim=1)
+        finite = torch.stack([choices.finite for choices in self._choices], dim=1) | ~took_part
+        steps = took_part.sum(1).tolist()
+        tokens = torch.stack([choices.tokens for choices in self._choices], dim=1).tolist()
+        margins = torch.stack([choices.margins for choices in self._choices], dim=1).tolist()
+        ends = set(self._end_tokens.tolist())
+        texts: list[tuple[int, ...]] = []
+        last: list[int | None] = []
+        for row, count in enumerate(steps):
+            own = tokens[row][:count]
+            last.append(own.pop() if own and own[-1] in ends else None)
+            texts.append((*self._written[row], *own))
         return Generated(
-            tuple(map(tuple, self._tokens)),
-            tuple(self._ends),
-            tuple(self._finite),
-            tuple(map(tuple, self._margins)),
+            tuple(texts),
+            tuple(last),
+            tuple(finite.all(1).tolist()),
+            tuple(tuple(row[:count]) for row, count in zip(margins, steps, strict=True)),
         )
 
 
@@ -213,12 +225,12 @@ def generate(
         logits = run(block.tokens[:, call.start : call.stop], call)
     for number in range(decode(1), decode(1) + max(limits)):
         chosen = answers.take(logits)
-        if not any(answers.active):
+        if not answers.active.any():
             break
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
         stop = mask.shape[1]
-        logits = run(chosen[:, None], Pass(block, number, number, stop - 1, stop, 1, tuple(answers.active)))
+        logits = run(chosen[:, None], Pass(block, number, number, stop - 1, stop, 1, tuple(answers.active.tolist())))
     return answers.done()
 
 
@@ -243,7 +255,7 @@ def continue_greedy(model: LoadedModel, prefixes: Sequence[Prefix], rows: int, c
         [prefix.stop for prefix in prefixes],
     )
     chosen = torch.tensor([prefix.written[-1] for prefix in filled], device=model.device)
-    while any(answers.active):
+    while bool(answers.active.any()):
         mask = (places >= columns - 1 - fed[:, None]).long()
         logits = _next_logits(model, chosen[:, None], mask, fed[:, None], cache)
         cache.step()

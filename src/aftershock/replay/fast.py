@@ -252,8 +252,8 @@ class FastExecutor(ReferenceExecutor):
     def _watched(
         self, trajectory: Trajectory, reach: Reach, number: int, call: Pass, cache: ColumnCache
     ) -> Iterator[None]:
-        """Inside, a call ends with _GoldenAgainError when the last faulty layer gives golden's output and no layer up to
-        it has left other keys and values."""
+        """Inside, a call ends with _GoldenAgainError when the last faulty layer gives golden's output and no layer up
+        to it has left other keys and values."""
         last = reach.last
         if last is None:
             yield

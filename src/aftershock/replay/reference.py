@@ -137,8 +137,13 @@ class Pending:
     struck: tuple[Struck, ...]
 
     @property
+    def lines(self) -> int:
+        """How many answers go on."""
+        return sum(row.prefix is not None for row in self.rows)
+
+    @property
     def prefixes(self) -> tuple[Prefix, ...]:
-        """The answers that go on."""
+        """Where they go on from."""
         return tuple(row.prefix for row in self.rows if row.prefix is not None)
 
 

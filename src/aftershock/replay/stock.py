@@ -14,15 +14,11 @@ about the same time."""
 
 @dataclass(frozen=True)
 class Line:
-    """One waiting answer: which of its trial's."""
+    """One waiting answer: which of its trial's, and where it goes on from."""
 
     pending: Pending
     number: int
-
-    @property
-    def prefix(self) -> Prefix:
-        """Where it goes on from."""
-        return self.pending.prefixes[self.number]
+    prefix: Prefix
 
 
 def faults_by_row(lines: Sequence[Line]) -> dict[tuple[int, ...], Sequence[Fault]]:
@@ -40,36 +36,41 @@ class Stock:
         self._rows, self._memory = rows, memory
         self._waiting: dict[int, list[Line]] = {}
         self._written: dict[int, dict[int, Generated]] = {}
+        self._held = 0
 
     def put(self, pending: Pending) -> None:
         """Let a trial's answers wait."""
         lines = self._waiting.setdefault(columns_of(pending.job.batch), [])
-        lines += [Line(pending, number) for number in range(len(pending.prefixes))]
+        lines += [Line(pending, number, prefix) for number, prefix in enumerate(pending.prefixes)]
+        self._held += sum(prefix.nbytes for prefix in pending.prefixes)
         self._written[id(pending)] = {}
 
     def runs(self) -> list[list[Line]]:
-        """The full runs that are due, none while too few wait."""
+        """The full runs that are due, everything where memory is short, none while too few wait."""
+        if self._held > self._memory:
+            return self.rest()
         due = []
-        held = sum(line.prefix.nbytes for lines in self._waiting.values() for line in lines)
         for columns, lines in self._waiting.items():
-            if len(lines) >= ENOUGH * self._rows or (held > self._memory and len(lines) >= self._rows):
+            if len(lines) >= ENOUGH * self._rows:
                 ordered = _ordered(lines)
                 whole = len(ordered) - len(ordered) % self._rows
                 due += _parts(ordered[:whole], self._rows)
                 self._waiting[columns] = ordered[whole:]
+        self._held -= sum(line.prefix.nbytes for lines in due for line in lines)
         return due
 
     def rest(self) -> list[list[Line]]:
         """Everything that waits."""
         due = [part for lines in self._waiting.values() for part in _parts(_ordered(lines), self._rows)]
         self._waiting.clear()
+        self._held = 0
         return due
 
     def done(self, line: Line, written: Generated) -> Generated | None:
         """Take what a line came to; all the answers of its trial once it was the last."""
         answers = self._written[id(line.pending)]
         answers[line.number] = written
-        if len(answers) < len(line.pending.prefixes):
+        if len(answers) < line.pending.lines:
             return None
         del self._written[id(line.pending)]
         own = [answers[number] for number in range(len(answers))]
