@@ -29,6 +29,12 @@ def command(
         typer.Option(help="reference runs every trial in full; the records are the same."),
     ] = "fast",
     trials: Annotated[int | None, typer.Option(help="Number of trials.")] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            help="Stop once this is known: 'sdc ±0.5%' (or +-), 'rank components'. --trials is then the most."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, sizing and time; run nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
@@ -43,7 +49,7 @@ def command(
     options: dict[str, dict[str, Any]] = {
         "model": {"spec": model, "dtype": dtype, "device": device},
         "task": {"spec": task},
-        "run": {"trials": trials, "seed": seed},
+        "run": {"trials": trials, "until": until, "seed": seed},
     }
     settings = _settings(study, options, faults)
     if out is None and not dry_run:

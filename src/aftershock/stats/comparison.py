@@ -21,18 +21,23 @@ def paired_excess(
     seed: int,
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
+    weights: npt.ArrayLike | None = None,
 ) -> Estimate:
     """Mean over faults of the share of failures in excess of the noise floor of the same items.
 
     `shares` has shape (faults,); `floor` has shape (faults, perturbations): row j holds, for each meaningless
     perturbation, the share of fault j's own items that it made fail. NaN shares are left out with their rows.
-    Every fault shares the same perturbations, so both are resampled, faults and perturbations.
+    Every fault shares the same perturbations, so both are resampled, faults and perturbations. `weights`, shape
+    (faults,), say what each fault of a weighted sample stands for; its strata are not known here, so the interval is
+    that of an importance sample, on the wide side.
     Raises InputError when the shapes do not fit, no fault is left or a value lies outside [0, 1].
     """
     observed, noise = floats(shares, "shares", dimensions=1), floats(floor, "floor", dimensions=2)
     if noise.shape[0] != observed.size:
         raise InputError(f"floor has {noise.shape[0]} rows for {observed.size} shares: give one row per fault")
-    noise = noise[~np.isnan(observed)]
+    known = ~np.isnan(observed)
+    noise = noise[known]
+    stands_for = np.ones(known.sum()) if weights is None else floats(weights, "weights", dimensions=1)[known]
     observed = share_array(observed, "shares")
     share_array(noise.ravel(), "floor")
     if np.isnan(noise).any():
@@ -40,15 +45,22 @@ def paired_excess(
     faults, perturbations = noise.shape
     augmented = np.append(observed, [1.0, -1.0])
     augmented_noise = np.vstack([noise, np.zeros((2, perturbations))])
+    augmented_weights = np.append(stands_for, [stands_for.mean(), stands_for.mean()])
     rng = generator(seed, 0, "paired excess")
     resampled = []
     for batch in batches(resamples, faults + 2 + perturbations):
         fault_weights = _weights(rng, batch, faults + 2)
+        if weights is not None:
+            fault_weights = fault_weights * augmented_weights
+            fault_weights /= fault_weights.sum(axis=1, keepdims=True)
         floor_weights = _weights(rng, batch, perturbations)
         floors = (fault_weights @ augmented_noise * floor_weights).sum(axis=1)
         resampled.append(fault_weights @ augmented - floors)
     low, high = percentile_bounds(np.concatenate(resampled), confidence)
-    return Estimate(float(observed.mean() - noise.mean()), low, high, faults)
+    excess = observed.mean() - noise.mean()
+    if weights is not None:
+        excess = (observed - noise.mean(axis=1)) @ stands_for / stands_for.sum()
+    return Estimate(float(excess), low, high, faults)
 
 
 def paired_difference(
