@@ -60,8 +60,8 @@ def anytime_interval(shares: npt.ArrayLike, margin: float, design: Design, confi
 def _rates(values: Floats, design: Design, margin: float) -> Floats:
     """The rate of each fault, float64 of shape (faults,): known before its round begins.
 
-    The width (log(2 / alpha) + n V l^2 / 2) / (n l) is smallest, and equal to the margin, for l = margin / V, V the
-    variance of a fault's weighted share; V comes from the rounds before.
+    The width (log(2 / alpha) + n V psi(l)) / (n l), V the variance of a fault's weighted share, is smallest, and
+    equal to the margin m, where m = V psi'(l) = V l / (1 - l), so l = m / (V + m). V comes from the rounds before.
     """
     rates = np.empty(values.size)
     shares = design.chances / design.chances.sum()
@@ -74,7 +74,8 @@ def _rates(values: Floats, design: Design, margin: float) -> Floats:
         scale = shares / counts * strata.size
         past = Design(design.strata[before], design.chances, design.rounds[before])
         variances = stratum_variances(values[before], past) if before.any() else np.full(shares.size, FIRST_GUESS)
-        rate = margin / float((counts * scale**2) @ variances / strata.size)
+        variance = float((counts * scale**2) @ variances / strata.size)
+        rate = margin / (variance + margin * scale.max())
         rates[here] = min(rate, _LARGEST_RATE / scale.max()) * scale[strata]
     return rates
 

@@ -88,8 +88,8 @@ def _rounds(plan: Plan) -> str:
         return ""
     shown = ", ".join(f"{end:,}" for end in ends[:4]) + (f", ... {ends[-1]:,}" if len(ends) > 4 else "")
     spread = (
-        f"; {len(plan.strata):,} strata by {' x '.join(run.strata)}, after the first round more trials where more is to "
-        "be learned"
+        f"; {len(plan.strata):,} strata by {' x '.join(run.strata)}, after the first round more trials where more is "
+        "to be learned"
         if plan.strata
         else ""
     )

@@ -126,16 +126,17 @@ class StudySettings(_Table):
 
     @property
     def round_ends(self) -> tuple[int, ...]:
-        """Numbers of trials at which rounds end: the pilot, then each half as large as all before it, never smaller
-        than the pilot; one round of all trials where nothing is looked at in between."""
+        """Numbers of trials at which rounds end: the pilot, then each half as large as all before it, the second no
+        smaller than the pilot; what would be left as less than half a pilot goes to the round before. One round of
+        all trials where nothing is looked at in between."""
         pilot, trials = self.run.pilot, self.trials
         if not self.run.in_rounds or pilot is None:
             return (trials,)
-        ends = [min(pilot, trials)]
-        while ends[-1] < trials:
-            end = ends[-1] + max(pilot, ends[-1] // 2)
-            ends.append(end if trials - end >= pilot else trials)
-        return tuple(ends)
+        ends, end = [], pilot
+        while 2 * (trials - end) >= pilot:
+            ends.append(end)
+            end += max(pilot, end // 2)
+        return (*ends, trials)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
