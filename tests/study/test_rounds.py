@@ -22,6 +22,7 @@ from aftershock.study import (
     StudySettings,
     TrialRecord,
     check_settings,
+    compare_studies,
     load_study,
     make_plan,
     next_block,
@@ -261,6 +262,15 @@ def test_the_report_weighs_as_the_summary_does(study):
     for rate in summary.groups["component"]:
         assert (rows[rate.label]["estimate"], rows[rate.label]["high"]) == pytest.approx((rate.estimate, rate.high))
     assert "strata" in markdown(study, summary)
+
+
+def test_a_stratified_study_is_compared_by_its_weighted_rates(study, folder, tmp_path):
+    other = run_study(make_plan(tiny_settings(folder, run={"trials": 12}, faults=FAULTS)), tmp_path / "uniform")
+    found = compare_studies(study, other)
+    rates = [summarise(one).sdc_rate.estimate for one in (study, other)]
+    assert found.difference.estimate == pytest.approx(rates[1] - rates[0])
+    assert not found.difference.paired
+    assert found.difference.n == sum(summarise(one).sdc_rate.n_faults for one in (study, other))
 
 
 def test_weighted_and_uniform_studies_ask_about_the_same_population(plan):

@@ -10,7 +10,7 @@ from aftershock.stats.clustered import (
     clustering,
     fault_shares,
 )
-from aftershock.stats.comparison import paired_difference, paired_excess, unpaired_difference
+from aftershock.stats.comparison import paired_difference, paired_excess, rate_difference, unpaired_difference
 from aftershock.stats.estimates import Comparison, Estimate
 from aftershock.stats.fragility import (
     awrcl,
@@ -55,6 +55,7 @@ __all__ = [
     "one_stratum",
     "paired_difference",
     "paired_excess",
+    "rate_difference",
     "relative_change",
     "rule_of_three",
     "sample_size",

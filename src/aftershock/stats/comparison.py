@@ -6,6 +6,8 @@ and 1 in each sample, when unpaired). These are the pseudo-observations of Agres
 that saw no event would have no width. Estimates are those of the real faults alone.
 """
 
+from math import erfc, hypot, sqrt
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,6 +15,7 @@ from aftershock.errors import InputError
 from aftershock.numerics import generator
 from aftershock.stats.bootstrap import RESAMPLES, batches, percentile_bounds
 from aftershock.stats.estimates import Comparison, Estimate, Floats, floats, share_array
+from aftershock.stats.intervals import normal_quantile
 
 
 def paired_excess(
@@ -119,6 +122,22 @@ def unpaired_difference(
     low, high = percentile_bounds(np.concatenate(resampled), confidence)
     estimate = float(after.mean() - before.mean())
     return Comparison(Estimate(estimate, low, high, pooled.size), _p_value(estimate, np.concatenate(dealt)))
+
+
+def rate_difference(first: Estimate, second: Estimate, confidence: float = 0.95) -> Comparison:
+    """Second minus first of two independent rates of any kind, from their intervals alone.
+
+    The bounds combine the distances of each rate to its own bounds (the square-and-add method, Newcombe, Statistics in
+    Medicine 1998; Zou and Donner, same journal, 2008); `confidence` is that of both intervals. The p-value takes the
+    distances towards each other as normal. Raises InputError for a confidence outside (0, 1).
+    """
+    quantile = normal_quantile(confidence)
+    estimate = second.estimate - first.estimate
+    down = hypot(second.estimate - second.low, first.high - first.estimate)
+    up = hypot(second.high - second.estimate, first.estimate - first.low)
+    towards = down if estimate > 0 else up
+    p_value = 1.0 if estimate == 0 else erfc(abs(estimate) / towards * quantile / sqrt(2)) if towards else 0.0
+    return Comparison(Estimate(estimate, estimate - down, estimate + up, first.n + second.n), p_value)
 
 
 def _weights(rng: np.random.Generator, batch: int, size: int) -> Floats:
