@@ -1,5 +1,6 @@
 """Plan, run, store, resume, summarise, compare and repeat studies."""
 
+from aftershock.study.advice import Advice, advise
 from aftershock.study.again import Replay, replay_trial
 from aftershock.study.compare import StudyComparison, compare_studies
 from aftershock.study.outlook import Outlook, estimate_seconds, outlook
@@ -27,6 +28,7 @@ __all__ = [
     "DUE",
     "RECORD_VERSION",
     "SDC",
+    "Advice",
     "Block",
     "Environment",
     "GoldenRecord",
@@ -48,6 +50,7 @@ __all__ = [
     "Summary",
     "TrialRecord",
     "Verdict",
+    "advise",
     "check_settings",
     "compare_studies",
     "estimate_seconds",

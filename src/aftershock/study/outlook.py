@@ -5,6 +5,7 @@ import time
 from aftershock.faults import splits
 from aftershock.replay import ReferenceExecutor
 from aftershock.stats import sample_size, sample_size_relative, wilson
+from aftershock.study.advice import Advice
 from aftershock.study.plan import Plan
 from aftershock.study.records import Record
 
@@ -34,6 +35,7 @@ class Outlook(Record):
     upper_bound_if_none: float
     seconds: float | None
     rounds: str
+    advice: Advice | None = None
 
     def text(self) -> str:
         """The outlook for a person."""
@@ -50,13 +52,16 @@ class Outlook(Record):
         ]
         if self.rounds:
             lines.insert(1, f"rounds     {self.rounds}")
+        if self.advice is not None:
+            lines.append(self.advice.text())
         if self.seconds is not None:
             lines.append(f"time       about {self.seconds / 60:.1f} minutes on this machine")
         return "\n".join(lines)
 
 
-def outlook(plan: Plan, *, seconds: float | None = None) -> Outlook:
-    """What the plan can tell; `seconds` where somebody estimated its time (`estimate_seconds`)."""
+def outlook(plan: Plan, *, seconds: float | None = None, advice: Advice | None = None) -> Outlook:
+    """What the plan can tell; `seconds` where somebody estimated its time (`estimate_seconds`), `advice` on the items
+    per fault where somebody has a pilot (`advise`)."""
     count = plan.trials
     population = {
         "weight": sum(site.numel for site in plan.population.parameters),
@@ -79,6 +84,7 @@ def outlook(plan: Plan, *, seconds: float | None = None) -> Outlook:
         upper_bound_if_none=none.high,
         seconds=seconds,
         rounds=_rounds(plan),
+        advice=advice,
     )
 
 
