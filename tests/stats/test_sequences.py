@@ -25,7 +25,8 @@ def looks(shares: np.ndarray, design: Design) -> list[tuple[np.ndarray, Design]]
 
 
 def always_covers(seen: list[tuple[np.ndarray, Design]], truth: float) -> bool:
-    return all(one.low <= truth <= one.high for one in (anytime_interval(x, 0.02, design) for x, design in seen))
+    # A margin that is reached late in these studies: there the interval is at its tightest, and errs most.
+    return all(one.low <= truth <= one.high for one in (anytime_interval(x, 0.08, design) for x, design in seen))
 
 
 @pytest.mark.parametrize("correlation", [0.3, 1.0])
