@@ -43,6 +43,7 @@ from aftershock.tasks import probe_items
 from benchmarks.environment import environment
 
 KEYS = ("site", "component", "bit_class", "stage")
+QUICK_KEYS = ("site", "component", "bit_class")
 MARGIN = 0.01
 POINT = 0.01
 GROWTH = 1.1
@@ -93,15 +94,31 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--trials", type=int)
-    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--prompts", type=int, help="the shortest ones of the probe set's questions")
     parser.add_argument("--tokens", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    trials = arguments.trials or (400 if arguments.quick else 1200)
+    keys = QUICK_KEYS if arguments.quick else KEYS
+    trials = arguments.trials or (200 if arguments.quick else 1200)
+    prompts = arguments.prompts or (4 if arguments.quick else 8)
     simulated = 10 if arguments.quick else 40
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        plan = make_plan(check_settings(tables(arguments, trials, Path(folder)), "benchmark"))
+        task = Path(folder) / "task.jsonl"
+        task.write_text(questions(prompts, arguments.tokens), encoding="utf-8")
+        run = {
+            "trials": trials,
+            "plan": "neyman",
+            "strata": list(keys),
+            "seed": 1,
+            "items_per_fault": prompts,
+            "batch_items": prompts,
+            "noise": 2,
+            "traced": 0,
+            "threads": arguments.threads,
+        }
+        model = {"spec": arguments.model, "dtype": arguments.dtype, "device": arguments.device}
+        plan = make_plan(check_settings({"model": model, "task": {"spec": str(task)}, "run": run}, "benchmark"))
         study = run_study(plan, Path(folder) / "study", executor=FastExecutor(plan.model))
         decoding = decoded_seconds(plan, 4 if arguments.quick else 20)
     population = population_of(plan, study)
@@ -112,8 +129,8 @@ def main() -> None:
     needed = trials_needed(population, simulated)
     report = {
         "benchmark": "stopping",
-        "what": f"{arguments.prompts} prompts x {arguments.tokens} tokens, single-bit faults by component, strata by "
-        + " x ".join(KEYS),
+        "what": f"{prompts} prompts x {arguments.tokens} tokens, single-bit faults by component, strata by "
+        + " x ".join(keys),
         "model": arguments.model,
         "dtype": arguments.dtype,
         "device": plan.environment.device,
@@ -144,36 +161,21 @@ def check(name: str, value: float, target: float) -> dict[str, Any]:
     return {"name": name, "value": value, "target": target, "unit": "times", "met": value >= target}
 
 
-def tables(arguments: argparse.Namespace, trials: int, folder: Path) -> dict[str, dict[str, Any]]:
-    """The study: free answers to the probe set's questions, all in one batch, under a Neyman plan."""
-    asked = [item for item in probe_items() if item.kind == "generation"][: arguments.prompts]
+def questions(prompts: int, tokens: int) -> str:
+    """The shortest questions of the probe set as a task file: answers of so many tokens, judged against golden's."""
+    asked = [item for item in probe_items() if item.kind == "generation"]
+    asked.sort(key=lambda item: len(item.contexts[0]))
     lines = [
         {
             "id": item.id,
             "group": item.group,
             "kind": "generation",
             "contexts": list(item.contexts),
-            "max_new_tokens": arguments.tokens,
+            "max_new_tokens": tokens,
         }
-        for item in asked
+        for item in asked[:prompts]
     ]
-    task = folder / "task.jsonl"
-    task.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
-    return {
-        "model": {"spec": arguments.model, "dtype": arguments.dtype, "device": arguments.device},
-        "task": {"spec": str(task)},
-        "run": {
-            "trials": trials,
-            "plan": "neyman",
-            "strata": list(KEYS),
-            "seed": 1,
-            "items_per_fault": len(asked),
-            "batch_items": len(asked),
-            "noise": 2,
-            "traced": 0,
-            "threads": arguments.threads,
-        },
-    }
+    return "\n".join(map(json.dumps, lines))
 
 
 def decoded_seconds(plan: Plan, count: int) -> list[float]:

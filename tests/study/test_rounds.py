@@ -323,13 +323,13 @@ def test_components_whose_intervals_are_apart_are_ranked():
     assert found.decided
     assert [one.component for one in found.ranking] == ["q", "down"]
     assert [one.apart for one in found.ranking] == [True, None]
-    assert found.open == frozenset()
+    assert found.undecided == ()
 
 
 def test_components_that_are_alike_are_told_so_once_both_are_known_to_the_tolerance():
     few = verdict(*ranked({"q": 0.1, "down": 0.1, "norm": 0.9}, 30, "rank components ±6%"))
     assert not few.decided
-    assert few.open == {"q", "down"}
+    assert few.undecided == ("down", "q")
     many = verdict(*ranked({"q": 0.1, "down": 0.1, "norm": 0.9}, 200, "rank components ±6%"))
     assert many.decided
     assert [one.apart for one in many.ranking] == [True, False, None]
@@ -340,7 +340,7 @@ def test_a_component_without_a_trial_keeps_the_order_open():
     missing = check_settings(settings.model_dump() | {"faults": {"components": ("q", "down", "norm")}}, "test")
     found = verdict(missing, records)
     assert not found.decided
-    assert "norm" in found.open
+    assert "norm" in found.undecided
 
 
 def test_intervals_of_a_ranking_hold_together():
@@ -359,7 +359,7 @@ def test_ranking_spends_nothing_more_on_components_whose_place_is_known(plan):
     first = next_block(rule, [])
     records = answered(first.plan, first.trials, {"q": 0.25, "down": 0.25, "norm": 1.0})
     seen = verdict(rule.settings, records)
-    assert seen.open == {"q", "down"}
+    assert seen.undecided == ("down", "q")
     second = next_block(rule, records)
     counts = dict(zip([s.name for s in rule.strata], second.plan.rounds[1].counts, strict=True))
     first_counts = dict(zip([s.name for s in rule.strata], rule.rounds[0].counts, strict=True))

@@ -57,8 +57,8 @@ def allocation(
     number_of = {record.stratum: number for record, number in zip(past, drawn.strata.tolist(), strict=True)}
     variances = stratum_variances(sdc_shares(past), drawn)
     spreads = np.sqrt(variances[[number_of[stratum.name] for stratum in strata]])
-    if seen is not None and seen.open is not None:
+    if seen is not None and seen.undecided is not None:
         components = [stratum.component for stratum in strata]
         totals = {name: sum(s.chance for s in strata if s.component == name) for name in set(components)}
-        spreads *= [float(name in seen.open) / totals[name] for name in components]
+        spreads *= [float(name in seen.undecided) / totals[name] for name in components]
     return tuple(neyman_allocation([stratum.chance for stratum in strata], spreads, trials).tolist())

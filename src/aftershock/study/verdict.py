@@ -30,7 +30,7 @@ class Verdict(Record):
     """What the rule says after `trials` trials, at look number `looks`.
 
     `estimate`, `low` and `high` are the SDC rate and its anytime-valid 95 % interval. `ranking` holds the components
-    where they are ranked, `open` those whose place is not decided (None where the rule ranks nothing).
+    where they are ranked, `undecided` those whose place is open (None where the rule ranks nothing).
     """
 
     rule: str
@@ -43,7 +43,7 @@ class Verdict(Record):
     high: float
     n: int
     ranking: tuple[Ranked, ...] = ()
-    open: frozenset[str] | None = None
+    undecided: tuple[str, ...] | None = None
 
     def text(self) -> str:
         """What the rule says, for a person; one line, then one for each component ranked."""
@@ -95,15 +95,15 @@ def verdict_at(settings: StudySettings, records: Sequence[TrialRecord]) -> Verdi
     looks = sum(end <= len(records) for end in settings.round_ends)
     last = looks == len(settings.round_ends)
     ranking = _ranking(settings, rule, records, shares, drawn) if rule.ranks else ()
-    open_places = _open(rule, settings.faults.components, ranking) if rule.ranks else None
+    undecided = _undecided(rule, settings.faults.components, ranking) if rule.ranks else None
     if rule.ranks:
-        decided = not open_places
+        decided = not undecided
         ties = sum(one.apart is False for one in ranking)
         reason = (
             f"the order of {len(ranking)} components is decided, {ties} neighbours equal within "
             f"±{100 * rule.margin:g} points"
             if decided
-            else f"the places of {', '.join(sorted(open_places or ()))} are open"
+            else f"the places of {', '.join(undecided or ())} are open"
         )
     else:
         half = _half_width(rate)
@@ -122,7 +122,7 @@ def verdict_at(settings: StudySettings, records: Sequence[TrialRecord]) -> Verdi
         high=rate.high,
         n=rate.n,
         ranking=ranking,
-        open=open_places,
+        undecided=undecided,
     )
 
 
@@ -161,10 +161,10 @@ def _ranking(
     )
 
 
-def _open(rule: Rule, components: Sequence[str], ranking: Sequence[Ranked]) -> frozenset[str]:
+def _undecided(rule: Rule, components: Sequence[str], ranking: Sequence[Ranked]) -> tuple[str, ...]:
     """Components without a rate, and neighbours that are neither apart nor both known to the margin."""
     places = set(components) - {one.component for one in ranking}
     for one, other in pairwise(ranking):
         if not one.apart and max(_half_width(one), _half_width(other)) > rule.margin:
             places |= {one.component, other.component}
-    return frozenset(places)
+    return tuple(sorted(places))
