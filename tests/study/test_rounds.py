@@ -147,6 +147,17 @@ def test_the_first_round_is_proportional_and_later_ones_go_where_shares_vary(pla
     assert counts["weight q"] > counts["weight down"]
 
 
+@pytest.mark.parametrize("trials", [12, 17, 18, 19])
+def test_what_is_too_small_for_a_round_goes_to_the_one_before(plan, trials):
+    short = longer(plan, trials=trials)
+    stored, block = [], next_block(short, [])
+    while block.trials:
+        stored += answered(block.plan, block.trials, {"q": 0.5, "down": 0.0, "norm": 0.0})
+        block = next_block(short, stored)
+    assert sorted(record.trial for record in stored) == list(range(trials))
+    assert {record.round for record in stored} == ({0} if trials < 18 else {0, 1})
+
+
 def test_blocks_depend_on_complete_rounds_alone_and_not_on_order(plan):
     first = next_block(plan, [])
     records = answered(first.plan, first.trials, {"q": 0.5, "down": 0.2, "norm": 0.0})

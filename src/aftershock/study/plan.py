@@ -241,7 +241,9 @@ def _in_rounds(plan: Plan) -> Plan:
     if not plan.strata:
         return plan
     # Nothing is known yet: in proportion to the strata.
-    counts = neyman_allocation([stratum.chance for stratum in plan.strata], np.ones(len(plan.strata)), pilot)
+    counts = neyman_allocation(
+        [stratum.chance for stratum in plan.strata], np.ones(len(plan.strata)), plan.settings.round_ends[0]
+    )
     return replace(plan, rounds=(Round(0, tuple(counts.tolist())),))
 
 
