@@ -1,5 +1,6 @@
 """Differences over the floor and between studies, against enumeration and known answers."""
 
+from dataclasses import astuple
 from itertools import combinations, product
 
 import numpy as np
@@ -9,7 +10,14 @@ from hypothesis import strategies as st
 from simulated import beta_binomial_shares
 
 from aftershock.errors import InputError
-from aftershock.stats import bootstrap_interval, paired_difference, paired_excess, unpaired_difference
+from aftershock.stats import (
+    bootstrap_interval,
+    cluster_interval,
+    paired_difference,
+    paired_excess,
+    rate_difference,
+    unpaired_difference,
+)
 
 
 def median(drawn: np.ndarray) -> np.ndarray:
@@ -25,6 +33,41 @@ def test_excess_is_the_mean_of_the_faults_own_differences():
     assert found.estimate == pytest.approx(np.mean(shares - floor.mean(axis=1)))
     assert found.low < found.estimate < found.high
     assert found.n == 3
+
+
+def test_excess_of_weighted_faults_is_their_weighted_mean():
+    shares, floor = np.array([1.0, 0.5, 0.0]), np.array([[0.2, 0.4], [0.0, 0.0], [0.1, 0.1]])
+    weights = np.array([0.1, 0.3, 0.6])
+    found = paired_excess(shares, floor, seed=1, weights=weights)
+    assert found.estimate == pytest.approx(weights @ (shares - floor.mean(axis=1)))
+    assert found.low < found.estimate < found.high
+    equal, plain = paired_excess(shares, floor, seed=1, weights=np.ones(3)), paired_excess(shares, floor, seed=1)
+    assert astuple(equal) == pytest.approx(astuple(plain))
+
+
+@settings(deadline=None, max_examples=50)
+@given(share_lists, share_lists)
+def test_a_difference_of_rates_is_of_their_estimates_and_mirrors(first, second):
+    one, other = cluster_interval(first), cluster_interval(second)
+    found, mirrored = rate_difference(one, other), rate_difference(other, one)
+    assert found.difference.estimate == pytest.approx(other.estimate - one.estimate)
+    assert found.difference.low <= found.difference.estimate <= found.difference.high
+    assert found.difference.low == pytest.approx(-mirrored.difference.high)
+    assert found.p_value == pytest.approx(mirrored.p_value)
+    # The p-value and the interval speak of the same distance.
+    away = found.difference.low > 1e-9 or found.difference.high < -1e-9
+    assert away == (found.p_value < 0.05 - 1e-9) or abs(found.p_value - 0.05) < 1e-6
+
+
+def test_a_difference_of_rates_is_that_of_two_samples():
+    """Against the permutation test on the same shares."""
+    before = beta_binomial_shares(91, "before", rate=0.2, correlation=0.5, items=8, shape=(400,))
+    after = beta_binomial_shares(91, "after", rate=0.27, correlation=0.5, items=8, shape=(400,))
+    found = rate_difference(cluster_interval(before), cluster_interval(after))
+    expected = unpaired_difference(before, after, seed=1)
+    assert found.difference.low == pytest.approx(expected.difference.low, abs=0.01)
+    assert found.difference.high == pytest.approx(expected.difference.high, abs=0.01)
+    assert found.p_value == pytest.approx(expected.p_value, abs=0.01)
 
 
 def test_excess_leaves_out_faults_without_eligible_items():

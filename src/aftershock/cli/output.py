@@ -81,7 +81,7 @@ class StudyProgress:
             self._shares.append(progress.record.sdc_share)
             return
         note = self._note(progress)
-        self._bar.update(self._tasks[progress.phase], completed=progress.done, note=note)
+        self._bar.update(self._tasks[progress.phase], completed=progress.done, total=progress.total, note=note)
         last = progress.done == progress.total
         if not status.is_terminal and (last or time.monotonic() - self._said > SECONDS_BETWEEN_LINES):
             self._said = time.monotonic()
@@ -94,7 +94,9 @@ class StudyProgress:
             return ""
         self._shares.append(progress.record.sdc_share)
         known = [share for share in self._shares if share is not None]
-        sdc = [f"SDC {percent(cluster_interval(known))}"] if known else []
+        # Of a stratified study a plain mean would be of no population; its rate is in the summary.
+        plain = known and progress.record.stratum is None
+        sdc = [f"SDC {percent(cluster_interval(known))}"] if plain else []
         finished = progress.done - self._first
         if finished == 0:
             return "".join(sdc)

@@ -29,8 +29,18 @@ def command(
         typer.Option(help="reference runs every trial in full; the records are the same."),
     ] = "fast",
     trials: Annotated[int | None, typer.Option(help="Number of trials.")] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(
+            help="Stop once this is known: 'sdc ±0.5%' (or +-), 'rank components'. --trials is then the most."
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, sizing and time; run nothing.")] = False,
+    pilot: Annotated[
+        Path | None,
+        typer.Option(help="With --dry-run: a study that ran, to say how many items each fault should see."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
     json: Json = False,
 ) -> int:
@@ -38,20 +48,23 @@ def command(
     from aftershock.errors import ContractError
     from aftershock.replay import FastExecutor, ReferenceExecutor
     from aftershock.report import write_report
-    from aftershock.study import estimate_seconds, make_plan, outlook, run_study, summarise
+    from aftershock.study import advise, estimate_seconds, load_study, make_plan, outlook, run_study, summarise
 
     options: dict[str, dict[str, Any]] = {
         "model": {"spec": model, "dtype": dtype, "device": device},
         "task": {"spec": task},
-        "run": {"trials": trials, "seed": seed},
+        "run": {"trials": trials, "until": until, "seed": seed},
     }
     settings = _settings(study, options, faults)
+    if pilot is not None and not dry_run:
+        raise typer.BadParameter("advice from a pilot is given with --dry-run", param_hint="--pilot")
     if out is None and not dry_run:
         raise typer.BadParameter("give a folder for the records and the report", param_hint="--out")
     plan = make_plan(settings, say)
     if dry_run:
         say("timing one batch of each kind")
-        _show(outlook(plan, seconds=estimate_seconds(plan)), json)
+        advice = None if pilot is None else advise(plan, load_study(pilot))
+        _show(outlook(plan, seconds=estimate_seconds(plan), advice=advice), json)
         return 0
     assert out is not None
     if not json:

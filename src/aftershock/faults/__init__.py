@@ -25,12 +25,14 @@ from aftershock.faults.grammar import (
 from aftershock.faults.resolve import Labels, check, column, labels, output_site, parameter_site, splits
 from aftershock.faults.sample import distinct, sample_faults
 from aftershock.faults.selection import Population, Selection, parse_layers, select
+from aftershock.faults.strata import Cell, Stratum, StratumKey, cell_faults, stratify
 
 __all__ = [
     "ALWAYS",
     "GRAMMAR",
     "ActivationSite",
     "Add",
+    "Cell",
     "Corruption",
     "Fault",
     "Flip",
@@ -39,9 +41,12 @@ __all__ = [
     "Replace",
     "Selection",
     "Site",
+    "Stratum",
+    "StratumKey",
     "StuckAt",
     "Trigger",
     "WeightSite",
+    "cell_faults",
     "check",
     "column",
     "distinct",
@@ -58,4 +63,5 @@ __all__ = [
     "sample_faults",
     "select",
     "splits",
+    "stratify",
 ]

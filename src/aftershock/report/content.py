@@ -136,7 +136,7 @@ class Content:
 
 def content(stored: StoredStudy, summary: Summary) -> Content:
     """What the report of a study says."""
-    trials = trial_frame(stored.trials)
+    trials = trial_frame(stored.counted)
     environment = stored.environment
     return Content(
         title=f"{len(stored.trials):,} faults in {environment.model}",
@@ -172,10 +172,10 @@ def _statement(summary: Summary) -> str:
 
 
 def _warnings(stored: StoredStudy) -> Iterator[str]:
-    if len(stored.trials) < stored.planned:
+    if not stored.complete:
         yield (
             f"Not complete: {len(stored.trials):,} of {stored.planned:,} planned trials are in. "
-            "The figures cover these; go on with --resume."
+            "The figures cover these, of a stratified plan its complete rounds; go on with --resume."
         )
     if stored.aa_disagreements:
         yield (
@@ -318,6 +318,12 @@ def _circumstances(stored: StoredStudy, summary: Summary) -> Iterator[tuple[str,
     yield "Format and device", f"{environment.dtype} on {environment.device}, {environment.threads} threads"
     yield "Software", ", ".join(f"{name} {version}" for name, version in environment.versions.items())
     yield "Trials", f"{len(stored.trials):,} of {stored.planned:,} planned, in {stored.seconds:,.0f} s"
+    yield "Interval of the SDC rate", summary.sdc_rate.interval
+    if summary.strata:
+        effective = summary.sdc_rate.effective_faults
+        yield "Plan", f"{len(summary.strata):,} strata; the faults are worth {effective:,.0f} equally weighted ones"
+    if summary.verdict is not None:
+        yield "Rule", summary.verdict.text().partition("\n")[0]
     golden = summary.golden
     yield "Items", f"{golden.items:,}, of which {golden.with_reference:,} have a reference answer"
     if golden.with_reference:

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from aftershock.report.wording import rate, visible
-from aftershock.stats import by_label
+from aftershock.stats import Estimate, by_label, design_of, weighted_by_label
 from aftershock.study import DUE, SDC, GoldenRecord, ItemRecord, TrialRecord
 from aftershock.tasks import OUTCOMES
 
@@ -39,6 +39,9 @@ _TRIAL_SCHEMA: dict[str, pl.DataType] = {
     "rmse": pl.Float64(),
     "kl": pl.Float64(),
     "strikes_digest": pl.String(),
+    "stratum": pl.String(),
+    "stratum_chance": pl.Float64(),
+    "round": pl.Int64(),
 }
 
 _ITEM_SCHEMA: dict[str, pl.DataType] = {
@@ -64,7 +67,8 @@ def trial_frame(trials: Iterable[TrialRecord]) -> pl.DataFrame:
 
     The outcome columns count the eligible items; `sdc_share` and `due_share` are their shares (null where no item
     is eligible). `bit` is set where the faults flip one single bit position, `old_value` and `new_value` are
-    those of the first strike, `score_change`, `rmse` and `kl` the means over the items.
+    those of the first strike, `score_change`, `rmse` and `kl` the means over the items. `stratum`, its chance in the
+    population and `round` are null where faults were drawn uniformly.
     """
     return pl.DataFrame((_trial_row(trial) for trial in trials), schema=_TRIAL_SCHEMA)
 
@@ -95,6 +99,9 @@ def _trial_row(trial: TrialRecord) -> dict[str, object]:
         "rmse": _mean(item.rmse for item in trial.items),
         "kl": _mean(item.kl for item in trial.items),
         "strikes_digest": trial.strikes_digest,
+        "stratum": trial.stratum,
+        "stratum_chance": trial.stratum_chance,
+        "round": trial.round,
     }
 
 
@@ -142,21 +149,31 @@ def rate_frame(trials: pl.DataFrame, by: Sequence[str], share: str = "sdc_share"
     95 % interval over faults), `n` (faults with an eligible item) and `written` (the estimate as a reader sees it).
     Combinations that no fault hit have no row.
     """
-    counted = trials.filter(pl.col(share).is_not_null(), *(pl.col(column).is_not_null() for column in by))
     columns = ("site", *by)
+    named = pl.all_horizontal(pl.lit(True), *(pl.col(column).is_not_null() for column in by))
+    counted = trials.with_columns(pl.when(named).then(pl.col(share)).alias(share))
     pooled = counted.with_columns(pl.lit(ALL_SITES).alias("site"))
-    keyed = pl.concat([pooled, counted])
-    estimates = by_label(list(keyed.select(columns).iter_rows()), keyed[share].to_numpy())
+    estimates = {**_estimates(pooled, columns, share), **_estimates(counted, columns, share)}
     return pl.DataFrame(
         [
             (*label, one.estimate, one.low, one.high, one.n, rate(one.estimate, one.low, one.high))
             for label, one in estimates.items()
         ],
-        schema={column: keyed.schema[column] for column in columns}
+        schema={column: counted.schema[column] for column in columns}
         | {"estimate": pl.Float64(), "low": pl.Float64(), "high": pl.Float64()}
         | {"n": pl.Int64(), "written": pl.String()},
         orient="row",
     ).sort(columns)
+
+
+def _estimates(trials: pl.DataFrame, columns: Sequence[str], share: str) -> dict[tuple[object, ...], Estimate]:
+    """Estimate of each combination of the columns; of a stratified study weighted, each with all trials for context."""
+    labels = list(trials.select(columns).iter_rows())
+    shares = trials[share].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    if trials.is_empty() or trials["stratum"].has_nulls():
+        return by_label(labels, shares)
+    drawn = design_of(trials["stratum"].to_list(), trials["stratum_chance"].to_numpy(), trials["round"].to_numpy())
+    return weighted_by_label(labels, shares, drawn)
 
 
 def outcome_frame(trials: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:

@@ -1,5 +1,6 @@
 """Rates with honest intervals: arrays in, numbers out. The fault is the unit of inference."""
 
+from aftershock.stats.allocation import items_per_fault, neyman_allocation, stratum_variances
 from aftershock.stats.bootstrap import bootstrap_interval
 from aftershock.stats.clustered import (
     Clustering,
@@ -9,7 +10,7 @@ from aftershock.stats.clustered import (
     clustering,
     fault_shares,
 )
-from aftershock.stats.comparison import paired_difference, paired_excess, unpaired_difference
+from aftershock.stats.comparison import paired_difference, paired_excess, rate_difference, unpaired_difference
 from aftershock.stats.estimates import Comparison, Estimate
 from aftershock.stats.fragility import (
     awrcl,
@@ -19,28 +20,50 @@ from aftershock.stats.fragility import (
     threshold_interval,
 )
 from aftershock.stats.intervals import rule_of_three, wilson
+from aftershock.stats.sequences import anytime_interval
 from aftershock.stats.sizing import sample_size, sample_size_relative
+from aftershock.stats.weighted import (
+    Design,
+    design_of,
+    effective_sample_size,
+    importance_interval,
+    one_stratum,
+    weighted_by_label,
+    weighted_interval,
+)
 
 __all__ = [
     "Clustering",
     "Comparison",
+    "Design",
     "Estimate",
     "any_rate",
+    "anytime_interval",
     "awrcl",
     "awrcl_interval",
     "bootstrap_interval",
     "by_label",
     "cluster_interval",
     "clustering",
+    "design_of",
     "drop_threshold",
+    "effective_sample_size",
     "fault_shares",
+    "importance_interval",
+    "items_per_fault",
+    "neyman_allocation",
+    "one_stratum",
     "paired_difference",
     "paired_excess",
+    "rate_difference",
     "relative_change",
     "rule_of_three",
     "sample_size",
     "sample_size_relative",
+    "stratum_variances",
     "threshold_interval",
     "unpaired_difference",
+    "weighted_by_label",
+    "weighted_interval",
     "wilson",
 ]

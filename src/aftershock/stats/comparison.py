@@ -6,6 +6,8 @@ and 1 in each sample, when unpaired). These are the pseudo-observations of Agres
 that saw no event would have no width. Estimates are those of the real faults alone.
 """
 
+from math import erfc, hypot, sqrt
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,6 +15,7 @@ from aftershock.errors import InputError
 from aftershock.numerics import generator
 from aftershock.stats.bootstrap import RESAMPLES, batches, percentile_bounds
 from aftershock.stats.estimates import Comparison, Estimate, Floats, floats, share_array
+from aftershock.stats.intervals import normal_quantile
 
 
 def paired_excess(
@@ -21,18 +24,23 @@ def paired_excess(
     seed: int,
     confidence: float = 0.95,
     resamples: int = RESAMPLES,
+    weights: npt.ArrayLike | None = None,
 ) -> Estimate:
     """Mean over faults of the share of failures in excess of the noise floor of the same items.
 
     `shares` has shape (faults,); `floor` has shape (faults, perturbations): row j holds, for each meaningless
     perturbation, the share of fault j's own items that it made fail. NaN shares are left out with their rows.
-    Every fault shares the same perturbations, so both are resampled, faults and perturbations.
+    Every fault shares the same perturbations, so both are resampled, faults and perturbations. `weights`, shape
+    (faults,), say what each fault of a weighted sample stands for; its strata are not known here, so the interval is
+    that of an importance sample, on the wide side.
     Raises InputError when the shapes do not fit, no fault is left or a value lies outside [0, 1].
     """
     observed, noise = floats(shares, "shares", dimensions=1), floats(floor, "floor", dimensions=2)
     if noise.shape[0] != observed.size:
         raise InputError(f"floor has {noise.shape[0]} rows for {observed.size} shares: give one row per fault")
-    noise = noise[~np.isnan(observed)]
+    known = ~np.isnan(observed)
+    noise = noise[known]
+    stands_for = np.ones(known.sum()) if weights is None else floats(weights, "weights", dimensions=1)[known]
     observed = share_array(observed, "shares")
     share_array(noise.ravel(), "floor")
     if np.isnan(noise).any():
@@ -40,15 +48,22 @@ def paired_excess(
     faults, perturbations = noise.shape
     augmented = np.append(observed, [1.0, -1.0])
     augmented_noise = np.vstack([noise, np.zeros((2, perturbations))])
+    augmented_weights = np.append(stands_for, [stands_for.mean(), stands_for.mean()])
     rng = generator(seed, 0, "paired excess")
     resampled = []
     for batch in batches(resamples, faults + 2 + perturbations):
         fault_weights = _weights(rng, batch, faults + 2)
+        if weights is not None:
+            fault_weights = fault_weights * augmented_weights
+            fault_weights /= fault_weights.sum(axis=1, keepdims=True)
         floor_weights = _weights(rng, batch, perturbations)
         floors = (fault_weights @ augmented_noise * floor_weights).sum(axis=1)
         resampled.append(fault_weights @ augmented - floors)
     low, high = percentile_bounds(np.concatenate(resampled), confidence)
-    return Estimate(float(observed.mean() - noise.mean()), low, high, faults)
+    excess = observed.mean() - noise.mean()
+    if weights is not None:
+        excess = (observed - noise.mean(axis=1)) @ stands_for / stands_for.sum()
+    return Estimate(float(excess), low, high, faults)
 
 
 def paired_difference(
@@ -107,6 +122,22 @@ def unpaired_difference(
     low, high = percentile_bounds(np.concatenate(resampled), confidence)
     estimate = float(after.mean() - before.mean())
     return Comparison(Estimate(estimate, low, high, pooled.size), _p_value(estimate, np.concatenate(dealt)))
+
+
+def rate_difference(first: Estimate, second: Estimate, confidence: float = 0.95) -> Comparison:
+    """Second minus first of two independent rates of any kind, from their intervals alone.
+
+    The bounds combine the distances of each rate to its own bounds (the square-and-add method, Newcombe, Statistics in
+    Medicine 1998; Zou and Donner, same journal, 2008); `confidence` is that of both intervals. The p-value takes the
+    distances towards each other as normal. Raises InputError for a confidence outside (0, 1).
+    """
+    quantile = normal_quantile(confidence)
+    estimate = second.estimate - first.estimate
+    down = hypot(second.estimate - second.low, first.high - first.estimate)
+    up = hypot(second.high - second.estimate, first.estimate - first.low)
+    towards = down if estimate > 0 else up
+    p_value = 1.0 if estimate == 0 else erfc(abs(estimate) / towards * quantile / sqrt(2)) if towards else 0.0
+    return Comparison(Estimate(estimate, estimate - down, estimate + up, first.n + second.n), p_value)
 
 
 def _weights(rng: np.random.Generator, batch: int, size: int) -> Floats:

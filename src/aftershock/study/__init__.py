@@ -1,5 +1,6 @@
 """Plan, run, store, resume, summarise, compare and repeat studies."""
 
+from aftershock.study.advice import Advice, advise
 from aftershock.study.again import Replay, replay_trial
 from aftershock.study.compare import StudyComparison, compare_studies
 from aftershock.study.outlook import Outlook, estimate_seconds, outlook
@@ -15,15 +16,20 @@ from aftershock.study.records import (
     Strike,
     TrialRecord,
 )
+from aftershock.study.rounds import Block, next_block
+from aftershock.study.rules import Rule, parse_rule
 from aftershock.study.run import Progress, run_study
 from aftershock.study.settings import StudySettings, check_settings, read_settings, to_toml
 from aftershock.study.store import Store, StoredStudy, load_study
 from aftershock.study.summary import Rate, SdcRate, Summary, summarise
+from aftershock.study.verdict import Ranked, Verdict, verdict
 
 __all__ = [
     "DUE",
     "RECORD_VERSION",
     "SDC",
+    "Advice",
+    "Block",
     "Environment",
     "GoldenRecord",
     "ItemRecord",
@@ -31,8 +37,10 @@ __all__ = [
     "Outlook",
     "Plan",
     "Progress",
+    "Ranked",
     "Rate",
     "Replay",
+    "Rule",
     "SdcRate",
     "Store",
     "StoredStudy",
@@ -41,15 +49,20 @@ __all__ = [
     "StudySettings",
     "Summary",
     "TrialRecord",
+    "Verdict",
+    "advise",
     "check_settings",
     "compare_studies",
     "estimate_seconds",
     "load_study",
     "make_plan",
+    "next_block",
     "outlook",
+    "parse_rule",
     "read_settings",
     "replay_trial",
     "run_study",
     "summarise",
     "to_toml",
+    "verdict",
 ]

@@ -8,6 +8,7 @@ from aftershock.errors import InputError
 from aftershock.replay import ReferenceExecutor
 from aftershock.study.plan import Say, make_plan
 from aftershock.study.records import Record, TrialRecord
+from aftershock.study.rounds import next_block
 from aftershock.study.run import check_unchanged
 from aftershock.study.store import load_study
 from aftershock.study.trial import trial_records
@@ -45,7 +46,7 @@ def replay_trial(folder: Path, trial: int, say: Say = lambda _: None) -> Replay:
         raise InputError(
             f"{folder} has no trial {trial}: it holds {len(study.trials)} of the trials 0 to {study.planned - 1}"
         )
-    plan = make_plan(study.settings, say)
+    plan = next_block(make_plan(study.settings, say), study.trials).plan
     say(f"repeating trial {trial}")
     (found,) = trial_records(ReferenceExecutor(plan.model), plan, [trial], lambda _: True)
     check_unchanged(plan)

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from aftershock.stats import Comparison, paired_difference, unpaired_difference
+from aftershock.stats import Comparison, Estimate, paired_difference, rate_difference, unpaired_difference
 from aftershock.study.records import Record, TrialRecord
 from aftershock.study.store import StoredStudy
-from aftershock.study.summary import LABELS, Rate, summarise
+from aftershock.study.summary import LABELS, Rate, SdcRate, summarise
 
 
 class Difference(Record):
@@ -99,7 +99,9 @@ def compare_studies(first: StoredStudy, second: StoredStudy) -> StudyComparison:
         same_records=first.records_digest == second.records_digest,
         settings=_changed(_flat(first), _flat(second)),
         rates=tuple(rates),
-        difference=_difference(first, second, pairs),
+        difference=_weighted_difference(ours.sdc_rate, theirs.sdc_rate)
+        if "neyman" in (first.settings.run.plan, second.settings.run.plan)
+        else _difference(first, second, pairs),
         changed_outcomes=sum(map(_changed_items, *zip(*pairs, strict=True))) if pairs else None,
     )
 
@@ -136,6 +138,14 @@ def _difference(
     if not (before.size and after.size):
         return None
     return _described(unpaired_difference(before, after, seed), paired=False)
+
+
+def _weighted_difference(one: SdcRate, other: SdcRate) -> Difference | None:
+    """Of two studies of which at least one is stratified: from both rates, as if they had no fault in common."""
+    if not (one.n_faults and other.n_faults):
+        return None
+    before, after = (Estimate(rate.estimate, rate.low, rate.high, rate.n_faults) for rate in (one, other))
+    return _described(rate_difference(before, after), paired=False)
 
 
 def _described(found: Comparison, *, paired: bool) -> Difference:

@@ -5,6 +5,7 @@ import time
 from aftershock.faults import splits
 from aftershock.replay import ReferenceExecutor
 from aftershock.stats import sample_size, sample_size_relative, wilson
+from aftershock.study.advice import Advice
 from aftershock.study.plan import Plan
 from aftershock.study.records import Record
 
@@ -19,7 +20,7 @@ class Outlook(Record):
     `sizes` gives the faults needed for an absolute error at 95 % (Leveugle et al., DATE 2009, p = 0.5),
     `size_for_rare` those for a relative error of 25 % at a rate of 1 %. `half_width` is the widest half interval
     that this many trials leave, `upper_bound_if_none` the upper bound if no fault does harm. `seconds` is None where
-    nothing was timed.
+    nothing was timed. `rounds` tells what a study in rounds will do and when it stops; empty for one without.
     """
 
     plan_digest: str
@@ -33,6 +34,8 @@ class Outlook(Record):
     half_width: float
     upper_bound_if_none: float
     seconds: float | None
+    rounds: str
+    advice: Advice | None = None
 
     def text(self) -> str:
         """The outlook for a person."""
@@ -47,13 +50,18 @@ class Outlook(Record):
             f"this many  a rate to ±{100 * self.half_width:.1f} points at worst; no harm at all would mean a rate "
             f"below {100 * self.upper_bound_if_none:.2f} %",
         ]
+        if self.rounds:
+            lines.insert(1, f"rounds     {self.rounds}")
+        if self.advice is not None:
+            lines.append(self.advice.text())
         if self.seconds is not None:
             lines.append(f"time       about {self.seconds / 60:.1f} minutes on this machine")
         return "\n".join(lines)
 
 
-def outlook(plan: Plan, *, seconds: float | None = None) -> Outlook:
-    """What the plan can tell; `seconds` where somebody estimated its time (`estimate_seconds`)."""
+def outlook(plan: Plan, *, seconds: float | None = None, advice: Advice | None = None) -> Outlook:
+    """What the plan can tell; `seconds` where somebody estimated its time (`estimate_seconds`), `advice` on the items
+    per fault where somebody has a pilot (`advise`)."""
     count = plan.trials
     population = {
         "weight": sum(site.numel for site in plan.population.parameters),
@@ -75,12 +83,29 @@ def outlook(plan: Plan, *, seconds: float | None = None) -> Outlook:
         half_width=(half.high - half.low) / 2,
         upper_bound_if_none=none.high,
         seconds=seconds,
+        rounds=_rounds(plan),
+        advice=advice,
     )
 
 
+def _rounds(plan: Plan) -> str:
+    run, ends = plan.settings.run, plan.settings.round_ends
+    if not run.in_rounds:
+        return ""
+    shown = ", ".join(f"{end:,}" for end in ends[:4]) + (f", ... {ends[-1]:,}" if len(ends) > 4 else "")
+    spread = (
+        f"; {len(plan.strata):,} strata by {' x '.join(run.strata)}, after the first round more trials where more is "
+        "to be learned"
+        if plan.strata
+        else ""
+    )
+    stop = "" if run.rule is None else f"; stops at the first look at which '{run.rule}' is reached"
+    return f"looked at after {shown} trials{spread}{stop}"
+
+
 def estimate_seconds(plan: Plan) -> float:
-    """Time of the whole study, from one golden run of one batch of each kind (the second of two, so that what
-    only the first run pays is left out)."""
+    """Time of the whole study, with the largest number of trials, from one golden run of one batch of each kind (the
+    second of two, so that what only the first run pays is left out)."""
     batches = {batch.items[0].kind: batch for batch in plan.used_batches}
     seconds = {}
     for kind, batch in batches.items():
@@ -91,8 +116,11 @@ def estimate_seconds(plan: Plan) -> float:
     per_item = {item.id: seconds[batch.items[0].kind] for batch in plan.used_batches for item in batch.items}
     sweep = sum(per_item.values())
     fixed = sweep * (2 + plan.settings.run.noise)
-    cuts = len({splits(plan.faults_of(trial)) for trial in range(min(plan.trials, 100))})
+    # Of a stratified plan the trials of the first round alone are known; the rest will cost as much each.
+    known = plan.settings.round_ends[0] if plan.strata else plan.trials
+    cuts = len({splits(plan.faults_of(trial)) for trial in range(min(known, 100))})
     trials = sum(
-        per_item[item.id] for trial in range(plan.trials) for batch in plan.batches_of(trial) for item in batch.items
+        per_item[item.id] for trial in range(known) for batch in plan.batches_of(trial) for item in batch.items
     )
+    trials *= plan.trials / known
     return fixed + sweep * (cuts - 1) + trials

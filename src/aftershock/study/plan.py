@@ -3,10 +3,13 @@
 import hashlib
 import json
 import platform
-from collections.abc import Callable
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
+from itertools import accumulate
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +21,53 @@ import transformers
 
 from aftershock.errors import InputError
 from aftershock.faults import (
+    Cell,
     Fault,
     Population,
+    Stratum,
+    cell_faults,
     check,
     distinct,
     parse_faults,
     sample_faults,
     select,
+    stratify,
 )
-from aftershock.models import LoadedModel, end_tokens, load, model_hash
+from aftershock.models import COMPONENTS, LoadedModel, end_tokens, load, model_hash
 from aftershock.numerics import generator
 from aftershock.replay import Batch, make_batches
+from aftershock.stats import neyman_allocation
 from aftershock.study.records import Environment
 from aftershock.study.settings import StudySettings
 from aftershock.tasks import Task, load_task
 
+PILOT = 100
+"""Fewest trials of a first round whose size is not given."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round of a stratified plan: its first trial, and how many it takes from each stratum, in the strata's order."""
+
+    begin: int
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a trial of a stratified plan stands."""
+
+    round: int
+    stratum: Stratum
+
 
 @dataclass(frozen=True)
 class Plan:
-    """Settings made concrete on a model: batches of items, the population of faults, the digest of it all."""
+    """Settings made concrete on a model: batches of items, the population of faults, the digest of it all.
+
+    A stratified plan has `strata`, and knows the trials of its `rounds`: the first one when it is made, each later one
+    once the records of those before are there (`next_block`).
+    """
 
     settings: StudySettings
     model: LoadedModel
@@ -44,11 +75,13 @@ class Plan:
     batches: tuple[Batch, ...]
     population: Population
     environment: Environment
+    strata: tuple[Stratum, ...] = ()
+    rounds: tuple[Round, ...] = ()
 
     @property
     def trials(self) -> int:
-        """Number of trials."""
-        return len(self.settings.fault_list) or self.settings.run.trials
+        """Number of trials, the largest where a rule may end the study earlier."""
+        return self.settings.trials
 
     @cached_property
     def digest(self) -> str:
@@ -65,28 +98,65 @@ class Plan:
         content["environment"] = self.environment.model_dump(mode="json", exclude={"model"})
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
+    def place_of(self, trial: int) -> Place | None:
+        """Round and stratum of trial `trial`, which lies in one of the rounds known; None in a plan without strata."""
+        if not self.strata:
+            return None
+        number = bisect_right([known.begin for known in self.rounds], trial) - 1
+        known = self.rounds[number]
+        return Place(number, self.strata[bisect_right(list(accumulate(known.counts)), trial - known.begin)])
+
     def batches_of(self, trial: int) -> tuple[Batch, ...]:
-        """The batches whose items trial `trial` sees."""
-        run = self.settings.run
-        count = min(len(self.batches), max(1, round(run.items_per_fault / run.batch_items)))
-        drawn = distinct(generator(run.seed, trial, "items"), len(self.batches), count)
-        return tuple(self.batches[number] for number in sorted(drawn.tolist()))
+        """The batches whose items trial `trial` sees; in a stratified plan given the stratum of its fault."""
+        cell = self._cell_of(trial)
+        random = generator(self.settings.run.seed, trial, "items")
+        while True:
+            drawn = distinct(random, len(self.batches), self._batches_per_trial)
+            batches = tuple(self.batches[number] for number in sorted(drawn.tolist()))
+            if cell is None or cell.allows(_reach(batches) >= self._first_step, random):
+                return batches
 
     def faults_of(self, trial: int) -> tuple[Fault, ...]:
         """The fault set of trial `trial`; empty where a rate drew none."""
         if self.settings.fault_list:
             return parse_faults(self.settings.fault_list[trial])
-        selection = self.settings.faults
-        reach = max(batch.decode_passes for batch in self.batches_of(trial))
-        wanted = selection.decode_steps[0] if selection.decode_steps else 1
-        if set(selection.stages) == {"decode"} and reach < wanted:
+        selection, seed = self.settings.faults, self.settings.run.seed
+        reach = _reach(self.batches_of(trial))
+        if set(selection.stages) == {"decode"} and reach < self._first_step:
             # Nothing else may be struck: the step is drawn as for the longest answers, and these items stay unreached.
-            reach = max(batch.decode_passes for batch in self.batches)
-        return sample_faults(selection, self.population, self.model.format, reach, self.settings.run.seed, trial)
+            reach = _reach(self.batches)
+        cell = self._cell_of(trial)
+        if cell is not None:
+            return cell_faults(cell, self.model.format, reach, seed, trial)
+        return sample_faults(selection, self.population, self.model.format, reach, seed, trial)
+
+    def _cell_of(self, trial: int) -> Cell | None:
+        place = self.place_of(trial)
+        return None if place is None else place.stratum.cell(self.settings.run.seed, trial)
+
+    @property
+    def _batches_per_trial(self) -> int:
+        run = self.settings.run
+        return min(len(self.batches), max(1, round(run.items_per_fault / run.batch_items)))
+
+    @property
+    def _first_step(self) -> int:
+        """The decode step that answers must have to be struck in decode."""
+        steps = self.settings.faults.decode_steps
+        return steps[0] if steps else 1
+
+    @property
+    def decode_chance(self) -> float:
+        """Probability that the items of a trial have the decode steps that faults are drawn from."""
+        short = sum(batch.decode_passes < self._first_step for batch in self.batches)
+        drawn = self._batches_per_trial
+        return 1 - comb(short, drawn) / comb(len(self.batches), drawn)
 
     @cached_property
     def used_batches(self) -> tuple[Batch, ...]:
-        """The batches that some trial sees."""
+        """The batches that some trial sees, any of them where the trials are not all known yet."""
+        if self.strata:
+            return self.batches
         numbers = {batch.number for trial in range(self.trials) for batch in self.batches_of(trial)}
         return tuple(batch for batch in self.batches if batch.number in numbers)
 
@@ -94,6 +164,10 @@ class Plan:
         """Whether the trial's error is followed through the layers: some trials, evenly spread."""
         traced = min(self.settings.run.traced, self.trials)
         return traced > 0 and trial * traced // self.trials != (trial - 1) * traced // self.trials
+
+
+def _reach(batches: Iterable[Batch]) -> int:
+    return max(batch.decode_passes for batch in batches)
 
 
 Say = Callable[[str], None]
@@ -125,7 +199,9 @@ def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
         Population((), ()) if settings.fault_list else select(settings.faults, model.components),
         _environment(settings, model, threads),
     )
-    longest = max(batch.decode_passes for batch in plan.batches)
+    if settings.run.in_rounds:
+        plan = _in_rounds(plan)
+    longest = _reach(plan.batches)
     for line in settings.fault_list:
         for fault in parse_faults(line):
             if fault.trigger.first > 1 + longest:
@@ -135,6 +211,40 @@ def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
                 )
     plan.faults_of(0)
     return plan
+
+
+def _in_rounds(plan: Plan) -> Plan:
+    """The plan with its strata, the size of its pilot and the components that it may have to rank."""
+    settings, run = plan.settings, plan.settings.run
+    if run.plan == "neyman":
+        strata = stratify(settings.faults, plan.population, plan.model.format, run.strata, plan.decode_chance)
+        plan = replace(plan, strata=strata)
+    fewest = 2 * len(plan.strata)
+    pilot = run.pilot or max(PILOT, fewest)
+    if pilot < fewest:
+        raise InputError(
+            f"pilot = {pilot}, but {len(plan.strata)} strata need rounds of at least {fewest} trials: raise it, or "
+            "name fewer keys in strata"
+        )
+    if run.trials < pilot:
+        why = f" for {len(plan.strata)} strata" if plan.strata else ""
+        raise InputError(
+            f"trials = {run.trials}, but the first round alone takes {pilot}{why}: raise trials, or "
+            + ("name fewer keys in strata" if plan.strata else "lower pilot")
+        )
+    names = {site.component for site in plan.population.parameters} | {o.component for o in plan.population.outputs}
+    faults = settings.faults
+    if run.rule is not None and run.rule.ranks:
+        faults = faults.model_copy(update={"components": tuple(name for name in COMPONENTS if name in names)})
+    update = {"run": run.model_copy(update={"pilot": pilot}), "faults": faults}
+    plan = replace(plan, settings=settings.model_copy(update=update))
+    if not plan.strata:
+        return plan
+    # Nothing is known yet: in proportion to the strata.
+    counts = neyman_allocation(
+        [stratum.chance for stratum in plan.strata], np.ones(len(plan.strata)), plan.settings.round_ends[0]
+    )
+    return replace(plan, rounds=(Round(0, tuple(counts.tolist())),))
 
 
 def _environment(settings: StudySettings, model: LoadedModel, threads: int) -> Environment:

@@ -5,11 +5,11 @@ Nothing here holds a time, a path or a machine's name: equal records mean equal 
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from aftershock.tasks import OUTCOMES, Outcome, is_sdc
 
-RECORD_VERSION = 2
+RECORD_VERSION = 3
 
 ItemOutcome = Literal[Outcome, "unreached"]
 """`unreached`: the fault's moment never came for this item (its answer had ended before)."""
@@ -19,6 +19,10 @@ SDC = frozenset(outcome for outcome in OUTCOMES if is_sdc(outcome))
 
 DUE = frozenset({"non_finite", "crash"})
 """Detected, unrecoverable errors: they show by themselves."""
+
+
+def _missing(value: object) -> bool:
+    return value is None
 
 
 class Record(BaseModel):
@@ -72,7 +76,9 @@ class TrialRecord(Record):
     The labels (`site` ... `stage`) are the fault's own; "several" where the faults of the set differ.
     Of a set of more than 64 faults the first 64 lines and strikes are kept; `fault_count` tells how many there were,
     `strikes_digest` covers all of them. `residual_error` is the relative error of the residual stream after the
-    embedding and after each layer (the largest over the items), for the trials that are traced.
+    embedding and after each layer (the largest over the items), for the trials that are traced. In a stratified study
+    `stratum` names the trial's stratum, `stratum_chance` is the chance that a draw of the whole selection falls into
+    it, and `round` counts the rounds of trials from 0; a study drawn uniformly keeps none of them.
     """
 
     trial: int
@@ -88,6 +94,9 @@ class TrialRecord(Record):
     strikes_digest: str
     items: tuple[ItemRecord, ...]
     residual_error: tuple[float, ...] | None = None
+    stratum: str | None = Field(None, exclude_if=_missing)
+    stratum_chance: float | None = Field(None, exclude_if=_missing)
+    round: int | None = Field(None, exclude_if=_missing)
 
     @property
     def eligible(self) -> tuple[ItemRecord, ...]:

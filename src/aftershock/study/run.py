@@ -17,6 +17,7 @@ from aftershock.replay import Batch, Executor, FastExecutor, ItemRun, ReferenceE
 from aftershock.study.audit import audited_trials
 from aftershock.study.plan import Plan
 from aftershock.study.records import GoldenRecord, ItemRecord, NoiseRecord, TrialRecord
+from aftershock.study.rounds import Block, next_block
 from aftershock.study.store import Store, StoredStudy
 from aftershock.study.trial import compare_item, trial_records
 
@@ -67,21 +68,30 @@ def run_study(
             for number in range(len(stored.noise), perturbations):
                 watch(Progress("noise", number, perturbations))
                 store.put_noise(number, _noise(plan, executor, number))
-            done = store.done()
             for finished, record in enumerate(stored.trials, 1):
                 watch(Progress("trials", finished, plan.trials, record, stored=True))
-            begin = time.perf_counter()
-            missing = [trial for trial in range(plan.trials) if trial not in done]
-            for finished, record in enumerate(trial_records(executor, plan, missing, plan.traced), 1 + len(done)):
-                now = time.perf_counter()
-                store.put_trial(record, now - begin)
-                begin = now
-                watch(Progress("trials", finished, plan.trials, record))
-                if finished % plan.settings.run.check_every == 0:
-                    check_unchanged(plan)
+            block = next_block(plan, stored.trials)
+            while block.trials:
+                _trials(block, executor, store, watch)
+                block = next_block(plan, store.read().trials)
+            plan = block.plan
             if executor.audited:
                 _audit(plan, store, watch)
         return store.read()
+
+
+def _trials(block: Block, executor: Executor, store: Store, watch: Watch) -> None:
+    """Run the trials of a block into the store."""
+    plan, done = block.plan, len(store.done())
+    total = done + len(block.trials)
+    begin = time.perf_counter()
+    for finished, record in enumerate(trial_records(executor, plan, block.trials, plan.traced), 1 + done):
+        now = time.perf_counter()
+        store.put_trial(record, now - begin)
+        begin = now
+        watch(Progress("trials", finished, total, record))
+        if finished % plan.settings.run.check_every == 0:
+            check_unchanged(plan)
 
 
 def _open(plan: Plan, folder: Path, resume: bool) -> Store:

@@ -5,12 +5,16 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aftershock.errors import InputError
-from aftershock.faults import Selection
+from aftershock.faults import Selection, StratumKey
+from aftershock.study.rules import Rule, parse_rule
+
+TRIALS, TRIALS_UNTIL = 400, 20_000
+"""Trials of a study whose file says nothing, without and with a rule that ends it earlier."""
 
 
 class _Table(BaseModel):
@@ -37,7 +41,13 @@ class TaskSettings(_Table):
 class RunSettings(_Table):
     """`[run]`: how many trials, from which seed, in which shapes.
 
-    trials           faults (fault sets) to try
+    trials           faults (fault sets) to try; with `until` the largest number
+    until            a rule that ends the study earlier: `sdc ±0.5%` or `rank components ±1%`; see docs/study.md
+    plan             `uniform`: every trial is drawn from the whole selection; `neyman`: from strata, more where more is
+                     to be learned
+    strata           what tells strata apart: site, component, bit_class, bit, stage
+    pilot            trials of the first round, after which a rule is first looked at and strata first get more or less.
+                     Not given: 100, or twice the number of strata if that is more
     seed             everything random follows from it
     items_per_fault  items that each fault sees, taken as whole batches
     batch_items      items that run together; the shapes they make decide rounding, so it is part of the plan
@@ -48,7 +58,11 @@ class RunSettings(_Table):
     audit            share of the trials, at least 20, that the reference executor repeats
     """
 
-    trials: int = Field(400, ge=1)
+    trials: int = Field(TRIALS, ge=1)
+    until: str = ""
+    plan: Literal["uniform", "neyman"] = "uniform"
+    strata: tuple[StratumKey, ...] = Field(("site", "component", "bit_class", "stage"), min_length=1)
+    pilot: int | None = Field(None, ge=2)
     seed: int = Field(0, ge=0, lt=2**63)
     items_per_fault: int = Field(16, ge=1)
     batch_items: int = Field(8, ge=1)
@@ -57,6 +71,31 @@ class RunSettings(_Table):
     threads: int | None = Field(None, ge=1)
     check_every: int = Field(200, ge=1)
     audit: float = Field(0.02, ge=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _room_for_a_rule(cls, table: Any) -> Any:
+        """A study that a rule is to end has trials enough, unless their number is given."""
+        if isinstance(table, Mapping) and table.get("until") and "trials" not in table:
+            return {**table, "trials": TRIALS_UNTIL}
+        return table
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RunSettings":
+        rule = self.rule
+        if self.plan == "neyman" and rule is not None and rule.ranks and "component" not in self.strata:
+            raise ValueError('until = "rank components" needs strata by component: add "component" to strata')
+        return self
+
+    @property
+    def rule(self) -> Rule | None:
+        """The rule that ends the study early; None where there is none."""
+        return parse_rule(self.until) if self.until else None
+
+    @property
+    def in_rounds(self) -> bool:
+        """Whether the trials are run round by round."""
+        return self.plan == "neyman" or bool(self.until)
 
 
 class StudySettings(_Table):
@@ -67,6 +106,37 @@ class StudySettings(_Table):
     faults: Selection = Selection()
     fault_list: tuple[str, ...] = ()
     run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StudySettings":
+        rule, faults = self.run.rule, self.faults
+        if self.fault_list and self.run.in_rounds:
+            raise ValueError(
+                "your own fault list runs as it stands, so leave until and plan out: they need drawn faults"
+            )
+        several = faults.count > 1 or faults.rate is not None
+        if rule is not None and rule.ranks and several:
+            raise ValueError('until = "rank components" needs one fault a trial: leave count and rate out of [faults]')
+        return self
+
+    @property
+    def trials(self) -> int:
+        """Number of trials, the largest where a rule may end the study earlier."""
+        return len(self.fault_list) or self.run.trials
+
+    @property
+    def round_ends(self) -> tuple[int, ...]:
+        """Numbers of trials at which rounds end: the pilot, then each half as large as all before it, the second no
+        smaller than the pilot; what would be left as less than half a pilot goes to the round before. One round of
+        all trials where nothing is looked at in between."""
+        pilot, trials = self.run.pilot, self.trials
+        if not self.run.in_rounds or pilot is None:
+            return (trials,)
+        ends, end = [], pilot
+        while 2 * (trials - end) >= pilot:
+            ends.append(end)
+            end += max(pilot, end // 2)
+        return (*ends, trials)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -19,6 +20,7 @@ from aftershock.study.records import (
     TrialRecord,
 )
 from aftershock.study.settings import StudySettings
+from aftershock.study.verdict import Verdict, verdict
 
 FILE = "study.sqlite"
 
@@ -35,9 +37,10 @@ CREATE TABLE audits (trial INTEGER PRIMARY KEY, agrees INTEGER NOT NULL) STRICT;
 class StoredStudy:
     """A study as its store holds it, complete or not.
 
-    `planned` is the number of trials of the plan, `aa_disagreements` the number of items whose fault-free rerun
-    was not bit-identical (None before that was measured), `audits` tells of each trial that the reference executor
-    repeated whether its record was the same, `seconds` is the time that the trials took in all.
+    `planned` is the number of trials of the plan, the largest where a rule may end it earlier; `aa_disagreements` the
+    number of items whose fault-free rerun was not bit-identical (None before that was measured); `audits` tells of each
+    trial that the reference executor repeated whether its record was the same; `seconds` is the time that the trials
+    took in all.
     """
 
     folder: Path
@@ -54,8 +57,22 @@ class StoredStudy:
 
     @property
     def complete(self) -> bool:
-        """Whether every planned trial is there."""
-        return len(self.trials) == self.planned
+        """Whether every planned trial is there, or a rule ended the study."""
+        return len(self.trials) == self.planned or (self.verdict is not None and self.verdict.decided)
+
+    @cached_property
+    def verdict(self) -> Verdict | None:
+        """What the study's rule says of it; None without one."""
+        return verdict(self.settings, self.trials)
+
+    @cached_property
+    def counted(self) -> tuple[TrialRecord, ...]:
+        """The trials that rates are made of: all, but of a stratified study those of complete rounds alone."""
+        if self.settings.run.plan == "uniform":
+            return self.trials
+        stored = {record.trial for record in self.trials}
+        complete = [end for end in self.settings.round_ends if all(trial in stored for trial in range(end))]
+        return tuple(record for record in self.trials if record.trial < max(complete, default=0))
 
     @property
     def records_digest(self) -> str:

@@ -1,17 +1,31 @@
 """A study in numbers: rates with intervals over faults, raw and over the noise floor."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from types import MappingProxyType
 from typing import get_args
 
 import numpy as np
+import numpy.typing as npt
 
-from aftershock.stats import Estimate, any_rate, by_label, cluster_interval, clustering, paired_excess
+from aftershock.stats import (
+    Design,
+    Estimate,
+    any_rate,
+    by_label,
+    cluster_interval,
+    clustering,
+    effective_sample_size,
+    paired_excess,
+    weighted_by_label,
+    weighted_interval,
+)
 from aftershock.study.audit import Audit, audit_of
 from aftershock.study.records import DUE, SDC, ItemOutcome, ItemRecord, Record, TrialRecord
 from aftershock.study.store import StoredStudy
+from aftershock.study.verdict import Verdict, design
+
+Floats = npt.NDArray[np.float64]
 
 LABELS = MappingProxyType[str, Callable[[TrialRecord], str | None]](
     {
@@ -42,7 +56,10 @@ class Rate(Record):
 class SdcRate(Record):
     """The SDC rate: mean over faults of the share of eligible items, and what of it the noise floor leaves.
 
-    `design_effect` is how many times more variable the rate is than if every (fault, item) pair were independent.
+    `interval` says when the interval of the rate holds: `fixed n` (the number of faults was decided beforehand) or
+    `anytime-valid` (also where the study stopped by what it saw); the excess has the first kind. `design_effect` is how
+    many times more variable the rate is than if every (fault, item) pair were independent. `effective_faults` is the
+    effective sample size of the weights, (sum w)^2 / sum w^2, equal to `n_faults` where faults weigh the same.
     """
 
     estimate: float
@@ -54,12 +71,22 @@ class SdcRate(Record):
     n_faults: int
     n_pairs: int
     design_effect: float
+    interval: str
+    effective_faults: float
 
 
 class LabelledRate(Rate):
     """SDC rate of the faults that share a label."""
 
     label: str
+
+
+class StratumRate(LabelledRate):
+    """SDC rate of a stratum; `chance` is its share of the population, `trials` what it got, `n` of them with eligible
+    items."""
+
+    chance: float
+    trials: int
 
 
 class Golden(Record):
@@ -93,6 +120,8 @@ class Summary(Record):
     golden: Golden
     audit: Audit | None
     groups: dict[str, tuple[LabelledRate, ...]]
+    strata: tuple[StratumRate, ...]
+    verdict: Verdict | None
     seconds: float
 
     def text(self) -> str:
@@ -113,12 +142,22 @@ class Summary(Record):
         ]
         if self.audit is not None:
             lines.insert(-1, f"audit         {self.audit.text()}")
+        if self.strata:
+            lines.insert(
+                1,
+                f"  weighted    {len(self.strata)} strata of {min(one.trials for one in self.strata)} to "
+                f"{max(one.trials for one in self.strata)} trials, worth {sdc.effective_faults:.0f} equal faults",
+            )
+        if self.verdict is not None:
+            lines.insert(1, f"  stopped by  {self.verdict.text()}")
+            lines[0] += f", {sdc.interval}"
         return "\n".join(lines)
 
 
 def summarise(study: StoredStudy) -> Summary:
     """The summary of a study, complete or not. Where no item is eligible a rate is 0 with interval 0 to 1, n = 0."""
-    trials = [trial for trial in study.trials if trial.eligible]
+    trials = study.counted
+    drawn = design(trials)
     pairs = [item for trial in trials for item in trial.eligible]
     everything = [item for trial in study.trials for item in trial.items]
     wrong = {record.item for record in study.golden if record.right is False}
@@ -130,14 +169,14 @@ def summarise(study: StoredStudy) -> Summary:
         records_digest=study.records_digest,
         trials=len(study.trials),
         planned=study.planned,
-        sdc_rate=_sdc_rate(study, trials),
-        any_sdc=_rate(any_rate, _shares(trials, SDC)),
-        due_rate=_rate(cluster_interval, _shares(trials, DUE)),
+        sdc_rate=_sdc_rate(study, drawn),
+        any_sdc=_any_rate(_shares(trials, SDC), drawn),
+        due_rate=_rate(_shares(trials, DUE), drawn),
         outcomes=_count(pairs),
         wrong_to_right=sum(item.right is True for item in from_wrong),
         wrong_to_other=sum(item.right is False and item.output is not None for item in from_wrong),
         unreached=sum(item.outcome == "unreached" for item in everything),
-        noise_floor=_rate(cluster_interval, [_share(record.items, SDC) for record in study.noise]),
+        noise_floor=_rate(np.array([_share(record.items, SDC) for record in study.noise]), None),
         noise_outcomes=_count(item for record in study.noise for item in record.items if item.eligible),
         golden=Golden(
             items=len(study.golden),
@@ -147,14 +186,19 @@ def summarise(study: StoredStudy) -> Summary:
             aa_disagreements=study.aa_disagreements,
         ),
         audit=audit_of(study.audits),
-        groups={name: _group(trials, label) for name, label in LABELS.items()},
+        groups={name: _group(trials, drawn, label) for name, label in LABELS.items()},
+        strata=() if drawn is None else _strata(trials, drawn),
+        verdict=study.verdict,
         seconds=study.seconds,
     )
 
 
-def _sdc_rate(study: StoredStudy, trials: Sequence[TrialRecord]) -> SdcRate:
-    shares = _shares(trials, SDC)
-    raw = _rate(cluster_interval, shares)
+def _sdc_rate(study: StoredStudy, drawn: Design | None) -> SdcRate:
+    shares = _shares(study.counted, SDC)
+    raw = _rate(shares, drawn)
+    known = ~np.isnan(shares)
+    trials = [trial for trial in study.counted if trial.eligible]
+    weights = None if drawn is None else drawn.weights[known]
     excess = Estimate(0.0, -1.0, 1.0, 0)
     if trials and study.noise:
         # Row j: what each whole sweep of meaningless perturbations did to the very items that fault j saw.
@@ -167,18 +211,22 @@ def _sdc_rate(study: StoredStudy, trials: Sequence[TrialRecord]) -> SdcRate:
             [sum(corrupted[item.item] for item in trial.eligible) / len(trial.eligible) for corrupted in whole]
             for trial in trials
         ]
-        excess = paired_excess(shares, floor, study.settings.run.seed)
+        excess = paired_excess(shares[known], floor, study.settings.run.seed, weights=weights)
     counts = [len(trial.eligible) for trial in trials]
+    anytime = study.verdict
+    bounds = raw if anytime is None else anytime
     return SdcRate(
-        estimate=raw.estimate,
-        low=raw.low,
-        high=raw.high,
+        estimate=bounds.estimate,
+        low=bounds.low,
+        high=bounds.high,
         excess=excess.estimate,
         excess_low=excess.low,
         excess_high=excess.high,
         n_faults=len(trials),
         n_pairs=sum(counts),
-        design_effect=clustering(np.round(np.array(shares) * counts), counts).design_effect if trials else 1.0,
+        design_effect=clustering(np.round(shares[known] * counts), counts).design_effect if trials else 1.0,
+        interval="fixed n" if anytime is None else "anytime-valid",
+        effective_faults=len(trials) if weights is None or not trials else effective_sample_size(weights),
     )
 
 
@@ -187,15 +235,22 @@ def _share(items: Iterable[ItemRecord], outcomes: frozenset[str]) -> float:
     return sum(eligible) / len(eligible) if eligible else float("nan")
 
 
-def _shares(trials: Iterable[TrialRecord], outcomes: frozenset[str]) -> list[float]:
-    return [_share(trial.items, outcomes) for trial in trials]
+def _shares(trials: Iterable[TrialRecord], outcomes: frozenset[str]) -> Floats:
+    """Share of each trial, NaN where no item is eligible."""
+    return np.array([_share(trial.items, outcomes) for trial in trials], dtype=np.float64)
 
 
-def _rate(estimator: Callable[[Sequence[float]], Estimate], shares: Sequence[float]) -> Rate:
-    known = [share for share in shares if not math.isnan(share)]
-    if not known:
+def _rate(shares: Floats, drawn: Design | None) -> Rate:
+    if np.isnan(shares).all():
         return Rate(estimate=0.0, low=0.0, high=1.0, n=0)
-    found = estimator(known)
+    found = cluster_interval(shares) if drawn is None else weighted_interval(shares, drawn)
+    return Rate(estimate=found.estimate, low=found.low, high=found.high, n=found.n)
+
+
+def _any_rate(shares: Floats, drawn: Design | None) -> Rate:
+    if drawn is not None or np.isnan(shares).all():
+        return _rate(np.where(np.isnan(shares), np.nan, shares > 0), drawn)
+    found = any_rate(shares)
     return Rate(estimate=found.estimate, low=found.low, high=found.high, n=found.n)
 
 
@@ -204,11 +259,37 @@ def _count(items: Iterable[ItemRecord]) -> dict[str, int]:
     return {outcome: counts[outcome] for outcome in get_args(ItemOutcome)}
 
 
-def _group(trials: Sequence[TrialRecord], label: Callable[[TrialRecord], str | None]) -> tuple[LabelledRate, ...]:
+def _group(
+    trials: Sequence[TrialRecord], drawn: Design | None, label: Callable[[TrialRecord], str | None]
+) -> tuple[LabelledRate, ...]:
     """SDC rate of the faults of each label, in the labels' natural order; faults without the label are left out."""
-    labelled = [(name, trial) for trial in trials if (name := label(trial)) is not None]
-    estimates = by_label([name for name, _ in labelled], _shares([trial for _, trial in labelled], SDC))
+    labels = [label(trial) for trial in trials]
+    shares = np.where([name is None for name in labels], np.nan, _shares(trials, SDC)) if labels else np.empty(0)
+    names = [name or "" for name in labels]
+    estimates = by_label(names, shares) if drawn is None else weighted_by_label(names, shares, drawn)
     return tuple(
         LabelledRate(label=name, estimate=found.estimate, low=found.low, high=found.high, n=found.n)
         for name, found in sorted(estimates.items(), key=lambda pair: (len(pair[0]), pair[0]))
     )
+
+
+def _strata(trials: Sequence[TrialRecord], drawn: Design) -> tuple[StratumRate, ...]:
+    """Each stratum by itself, the likeliest first."""
+    shares = _shares(trials, SDC)
+    names = {number: trial.stratum or "" for number, trial in zip(drawn.strata.tolist(), trials, strict=True)}
+    found = []
+    for number in np.argsort(-drawn.chances, kind="stable").tolist():
+        own = drawn.strata == number
+        rate = _rate(shares[own], None)
+        found.append(
+            StratumRate(
+                label=names[number],
+                chance=float(drawn.chances[number]),
+                trials=int(own.sum()),
+                estimate=rate.estimate,
+                low=rate.low,
+                high=rate.high,
+                n=rate.n,
+            )
+        )
+    return tuple(found)

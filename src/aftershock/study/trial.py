@@ -83,6 +83,7 @@ def _record(plan: Plan, trial: int, faults: tuple[Fault, ...], parts: Sequence[_
         }.values()
     )
     errors = [part.error for part in parts if part.error is not None]
+    place = plan.place_of(trial)
     return TrialRecord(
         trial=trial,
         faults=tuple(map(str, faults[:KEPT_FAULTS])),
@@ -99,6 +100,9 @@ def _record(plan: Plan, trial: int, faults: tuple[Fault, ...], parts: Sequence[_
         ).hexdigest(),
         items=tuple(item for part in parts for item in part.items),
         residual_error=tuple(map(max, zip(*errors, strict=True))) if errors else None,
+        stratum=None if place is None else place.stratum.name,
+        stratum_chance=None if place is None else place.stratum.chance,
+        round=None if place is None else place.round,
     )
 
 
