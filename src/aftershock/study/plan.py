@@ -16,7 +16,7 @@ import tokenizers
 import torch
 import transformers
 
-from aftershock.errors import InputError
+from aftershock.errors import ContractError, InputError
 from aftershock.faults import (
     Fault,
     Population,
@@ -32,6 +32,20 @@ from aftershock.replay import Batch, make_batches
 from aftershock.study.records import Environment
 from aftershock.study.settings import StudySettings
 from aftershock.tasks import Task, load_task
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial to run, all of it: whoever has the model and the batches can, without knowing how it was drawn.
+
+    `batches` are the numbers of the batches that it sees, in ascending order; `traced` tells whether its error is
+    followed through the layers.
+    """
+
+    number: int
+    batches: tuple[int, ...]
+    faults: tuple[Fault, ...]
+    traced: bool
 
 
 @dataclass(frozen=True)
@@ -64,6 +78,11 @@ class Plan:
         content["rows"] = hashlib.sha256(repr([batch.rows for batch in self.batches]).encode()).hexdigest()
         content["environment"] = self.environment.model_dump(mode="json", exclude={"model"})
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+    def trial(self, number: int) -> Trial:
+        """Trial `number`, worked out."""
+        batches = tuple(batch.number for batch in self.batches_of(number))
+        return Trial(number, batches, self.faults_of(number), self.traced(number))
 
     def batches_of(self, trial: int) -> tuple[Batch, ...]:
         """The batches whose items trial `trial` sees."""
@@ -135,6 +154,12 @@ def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
                 )
     plan.faults_of(0)
     return plan
+
+
+def check_unchanged(plan: Plan) -> None:
+    """Raise ContractError unless every word of the model is what it was when loaded."""
+    if model_hash(plan.model.module) != plan.environment.model_hash:
+        raise ContractError("the model in memory is no longer the one that was loaded: an undo failed")
 
 
 def _environment(settings: StudySettings, model: LoadedModel, threads: int) -> Environment:
