@@ -3,6 +3,7 @@
 from aftershock.models.blocks import BeforePass, Block, Pass, align
 from aftershock.models.components import COMPONENTS, ComponentMap, OutputSite, ParameterSite, Rows
 from aftershock.models.demo import DemoModel, demo_models, pull
+from aftershock.models.devices import devices_of
 from aftershock.models.hashing import model_hash
 from aftershock.models.loading import LoadedModel, load
 from aftershock.models.mapping import ARCHITECTURES, component_map, output_tensor
@@ -43,6 +44,7 @@ __all__ = [
     "continue_greedy",
     "decode",
     "demo_models",
+    "devices_of",
     "end_tokens",
     "generate",
     "has_ended",

@@ -2,6 +2,8 @@
 
 from aftershock.study.again import Replay, replay_trial
 from aftershock.study.compare import StudyComparison, compare_studies
+from aftershock.study.crew import Crew
+from aftershock.study.hiring import process_crew, ray_crew, require_ray
 from aftershock.study.outlook import Outlook, estimate_seconds, outlook
 from aftershock.study.plan import Plan, make_plan
 from aftershock.study.records import (
@@ -24,6 +26,7 @@ __all__ = [
     "DUE",
     "RECORD_VERSION",
     "SDC",
+    "Crew",
     "Environment",
     "GoldenRecord",
     "ItemRecord",
@@ -47,8 +50,11 @@ __all__ = [
     "load_study",
     "make_plan",
     "outlook",
+    "process_crew",
+    "ray_crew",
     "read_settings",
     "replay_trial",
+    "require_ray",
     "run_study",
     "summarise",
     "to_toml",
