@@ -7,7 +7,7 @@ from math import ceil
 from types import MappingProxyType, TracebackType
 from typing import Protocol, cast
 
-from aftershock.errors import InputError
+from aftershock.errors import ContractError, InputError
 from aftershock.faults import Fault, WeightSite, output_site, parameter_site
 from aftershock.study.plan import Plan, Trial
 from aftershock.study.records import NoiseRecord, TrialRecord
@@ -126,6 +126,8 @@ class Dealt:
             case Failed(error):
                 raise error
             case Free():
+                if part is not None and part.tasks:
+                    raise ContractError(f"a worker left {_named(part)} without a result")
                 self._free.add(place)
                 self._failed_starts = 0
                 return None
@@ -159,9 +161,12 @@ _MEND = "see that memory suffices for so many models, take fewer workers, and go
 
 
 def _given_up(part: _Part, reason: str) -> str:
-    numbers = ", ".join(map(str, sorted(part.tasks)))
+    return f"{LOSSES} workers were lost at {_named(part)} (the last one: {reason}); what was stored is safe: {_MEND}"
+
+
+def _named(part: _Part) -> str:
     what = "perturbations" if part.duty == "noise" else "trials"
-    return f"{LOSSES} workers were lost at {what} {numbers} (the last one: {reason}); what was stored is safe: {_MEND}"
+    return f"{what} {', '.join(map(str, sorted(part.tasks)))}"
 
 
 def parts(count: int, workers: int, largest: int) -> Iterator[slice]:

@@ -85,7 +85,7 @@ def _serve(connection: Connection, orders: Orders, place: int) -> None:
     if orders.settings.model.device == "cuda":
         torch.cuda.set_device(place % torch.cuda.device_count())
     worker = Worker(orders)
-    with suppress(EOFError, BrokenPipeError):
+    with suppress(EOFError, OSError):
         for message in worker.load():
             connection.send(message)
         while True:
