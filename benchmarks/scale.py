@@ -4,7 +4,8 @@ The constants that docs/scale.md plans with, on SmolLM2 (16 prompts, each answer
 
 - the store: records it takes in a second, one transaction each, and bytes of a record in it and on the way to it;
 - workers: trials per second of one and of two processes with one thread each, by turns, and what their start costs;
-- golden state of one batch: seconds to compute it, beside seconds to pack, copy and unpack as many bytes;
+- golden state of one batch: seconds to compute it, beside seconds to pack, copy and unpack as many bytes; bytes of the
+  model hashed in a second;
 - how many records by workers differ from those of this process.
 
 Two workers need two idle cores: `cores` and `load` say what there was.
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from aftershock.models import model_hash
 from aftershock.replay import FastExecutor
 from aftershock.study import Plan, Store, TrialRecord, check_settings, load_study, make_plan
 from aftershock.study.crew import Alone
@@ -73,6 +75,7 @@ def main() -> None:
         settings = tables(folder, arguments.model, arguments.dtype, prompts, tokens, trials)
         plan = make_plan(check_settings(settings, "benchmark"))
         golden, executor = golden_figures(plan)
+        hashed = hash_figure(plan)
         begin = time.perf_counter()
         here = by_trial(Alone(plan, executor).trials(map(plan.trial, range(trials))))
         seconds = time.perf_counter() - begin
@@ -101,6 +104,7 @@ def main() -> None:
                     "trials_per_second": {"here": [round(trials / seconds, 3)], **rounded(rates, 3)},
                     "start_seconds": rounded(starts, 1),
                     "golden": golden,
+                    "hash_bytes_per_second": hashed,
                 },
                 "checks": checks,
             }
@@ -190,6 +194,13 @@ def store_figures(plan: Plan, found: Collection[TrialRecord], folder: Path, coun
             float(np.mean([len(pickle.dumps(plan.trial(n))) for n in range(len(records))])), 1
         ),
     }
+
+
+def hash_figure(plan: Plan) -> float:
+    """Bytes of the model hashed in a second, as every worker does when it has loaded it and at its end."""
+    begin = time.perf_counter()
+    model_hash(plan.model.module)
+    return round(sum(one.nbytes for one in plan.model.module.parameters()) / (time.perf_counter() - begin))
 
 
 def golden_figures(plan: Plan) -> tuple[dict[str, float], FastExecutor]:
