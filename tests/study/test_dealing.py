@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aftershock.errors import ContractError, InputError
@@ -36,6 +36,7 @@ def dealt(team, numbers):
         yield from crew.noise(numbers)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5000), st.integers(1, 40), st.integers(1, 600))
 def test_parts_cover_everything_in_shares_that_never_grow(count, workers, largest):
     slices = list(parts(count, workers, largest))
@@ -46,6 +47,7 @@ def test_parts_cover_everything_in_shares_that_never_grow(count, workers, larges
     assert sizes[-workers:] == [1] * min(workers, count)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 90), st.integers(1, 5), st.lists(st.integers(LOSS, 9), min_size=1, max_size=30))
 def test_every_task_has_its_result_once_whoever_is_lost(count, size, script):
     team = Inline(Numbers, size, [0, *script])
@@ -76,6 +78,15 @@ def test_what_loses_every_worker_ends_with_one_error_that_names_the_trials():
     found = []
     with pytest.raises(InputError, match=r"lost at perturbations ([\d, ]*\b)?7\b.*Killed.*--resume"):
         found.extend(dealt(Inline(Poisoned, 1), range(9)))
+
+
+def test_a_worker_lost_when_all_was_done_costs_nothing():
+    class Leaving(Numbers):
+        def work(self, duty, tasks):
+            yield from (Result(task, task) for task in tasks)
+            yield Lost("gone home") if len(tasks) == 1 else Free()
+
+    assert len(list(dealt(Inline(Leaving, 4), range(40)))) == 40
 
 
 def test_workers_that_never_begin_end_with_one_error():
@@ -138,6 +149,7 @@ def test_a_study_by_workers_that_come_and_go_is_the_study_of_one_process(plan, t
     assert study.records_digest == whole.records_digest
     assert study.audits == whole.audits
     assert len(study.audits) == 20
+    assert all(study.audits.values())
 
 
 def test_ctrl_c_leaves_a_store_that_can_be_resumed(plan, tmp_path):

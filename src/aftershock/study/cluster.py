@@ -1,8 +1,10 @@
 """Workers as actors of a Ray cluster. Needs the extra `ray`; `hiring` says so where it is not there."""
 
+import atexit
 import shutil
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -44,26 +46,26 @@ class RayTeam:
 
     def _connect(self) -> None:
         self._connected = True
+        own: dict[str, Any] = {}
         if self._address == LOCAL:
-            # Paths of sockets must be short, so not where TMPDIR may say.
+            # Paths of sockets must be short, so not where TMPDIR may say. What Ray ends only as this process ends may
+            # still write there after `dismiss`.
             self._folder = tempfile.mkdtemp(prefix="aftershock-", dir="/tmp")
-            ray.init(
-                address=LOCAL,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="ERROR",
-                object_store_memory=_OBJECTS,
-                _node_ip_address="127.0.0.1",
-                _temp_dir=self._folder,
-            )
-            return
+            atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
+            own = {
+                "include_dashboard": False,
+                "object_store_memory": _OBJECTS,
+                "_node_ip_address": "127.0.0.1",
+                "_temp_dir": self._folder,
+            }
         try:
-            ray.init(address=self._address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError, RuntimeError) as error:
+            ray.init(address=self._address, log_to_driver=False, logging_level="ERROR", **own)
+        except Exception as error:  # Ray raises whatever comes
             problem = str(error).partition("\n")[0]
             raise InputError(
-                f"no Ray cluster at {self._address} ({problem}): give HOST:PORT of its head, auto, or local"
-            ) from None
+                f"no Ray cluster at {self._address} ({problem}): give HOST:PORT of its head, auto, or local for one of "
+                "this machine alone, and see that no machine is too busy to answer"
+            ) from error
 
     def hire(self, place: int) -> None:
         """Start a worker, in place of the one before it; it begins as soon as the cluster has room."""

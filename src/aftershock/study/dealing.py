@@ -138,7 +138,7 @@ class Dealt:
                     part.losses += 1
                     if part.losses == LOSSES:
                         raise InputError(_given_up(part, reason))
-                elif not was_free:
+                elif part is None and not was_free:
                     self._failed_starts += 1
                     if self._failed_starts == LOSSES:
                         raise InputError(f"workers are lost before they can begin ({reason}): {_MEND}")
