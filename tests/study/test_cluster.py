@@ -64,6 +64,11 @@ class Watched(RayTeam):
         return said
 
 
+def test_an_address_where_no_cluster_is_is_refused_at_once(plan):
+    with pytest.raises(InputError, match=r"no Ray cluster at 127\.0\.0\.1:1 \(.*refused\): give HOST:PORT"):
+        RayTeam(orders_of(plan, "fast"), "127.0.0.1:1", None, 1, 0).start()
+
+
 def test_a_worker_takes_what_the_cluster_has(cluster, plan):
     orders = orders_of(plan, "fast")
     assert RayTeam(orders, "auto", None, 1, 0).start() == 2

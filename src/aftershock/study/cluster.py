@@ -2,6 +2,7 @@
 
 import atexit
 import shutil
+import socket
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from aftershock.study.worker import Duty, Lost, Message, Orders, Task, Worker
 LOCAL = "local"
 """The address of a cluster of this machine alone, made for one study and taken down after it."""
 
+_ANSWER = 10.0  # seconds that the head of a cluster has to answer
 _OBJECTS = 128 * 2**20  # bytes of a local cluster's object store: records are small
 
 
@@ -59,6 +61,7 @@ class RayTeam:
                 "_temp_dir": self._folder,
             }
         try:
+            _require_listener(self._address)
             ray.init(address=self._address, log_to_driver=False, logging_level="ERROR", **own)
         except Exception as error:  # Ray raises whatever comes
             problem = str(error).partition("\n")[0]
@@ -105,3 +108,10 @@ class RayTeam:
             ray.kill(self._actors.pop(place))
         for news in [news for news, of in self._news.items() if of == place]:
             del self._news[news]
+
+
+def _require_listener(address: str) -> None:
+    """Raise OSError unless something listens at an address HOST:PORT: Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_ANSWER).close()
