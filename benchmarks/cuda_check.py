@@ -1,10 +1,13 @@
 """Does everything hold on a GPU? Tiny models of every family, then a study of the model given, each dtype.
 
-    python -m benchmarks.cuda_check --json [--quick] [--model SPEC]
+    python -m benchmarks.cuda_check --json [--quick] [--model SPEC] [--devices 2]
 
 For each family and dtype: a study of a tiny random model on the device must be bit-identical when run again without
 faults, strike exactly what it names, leave the model as it was, and give the same records twice. Then a study of the
 model given in each dtype.
+
+With `--devices N` (N GPUs of one kind) besides: the same studies with each model's layers spread over all N, and with a
+worker process on each of them, must give the records of one GPU.
 """
 
 import argparse
@@ -19,7 +22,8 @@ from typing import Any
 import torch
 import transformers
 
-from aftershock.study import StoredStudy, check_settings, make_plan, run_study, summarise
+from aftershock.models import load
+from aftershock.study import StoredStudy, check_settings, make_plan, process_crew, run_study, summarise
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -85,6 +89,48 @@ def real(spec: str, device: str, folder: Path, trials: int) -> list[dict[str, An
     return rows
 
 
+def shared(spec: str, folder: Path, devices: int, trials: int, families: int) -> list[dict[str, Any]]:
+    """One row for each tiny model and dtype, and for the model given in each dtype: the records of one GPU, of all GPUs
+    that share the layers, and of a worker on each GPU."""
+    from tiny_models import FAMILIES
+    from tiny_study import tiny_tables
+
+    studies = {
+        f"{family} {dtype}": tiny_tables(
+            folder, family, model={"spec": str(folder / family), "dtype": dtype}, run={"trials": trials}
+        )
+        for family in FAMILIES[:families]
+        for dtype in DTYPES
+    }
+    for dtype in DTYPES:
+        studies[f"{spec} {dtype}"] = {
+            "model": {"spec": spec, "dtype": dtype},
+            "run": {"trials": trials, "noise": 2, "traced": 2},
+            "task": {"limit": 32, "max_new_tokens": 12},
+        }
+    spread = ",".join(f"cuda:{number}" for number in range(devices))
+    rows: list[dict[str, Any]] = []
+    for name, tables in studies.items():
+        place = folder / f"shared-{len(rows)}"
+        one = study({**tables, "model": {**tables["model"], "device": "cuda"}}, place / "one")
+        split = study({**tables, "model": {**tables["model"], "device": spread}}, place / "split")
+        plan = make_plan(check_settings({**tables, "model": {**tables["model"], "device": "cuda"}}, "cuda check"))
+        workers = run_study(plan, place / "workers", crew=process_crew(plan, devices))
+        module = load(tables["model"]["spec"], tables["model"]["dtype"], spread).module
+        rows.append(
+            {
+                "study": name,
+                "devices_used": sorted({str(parameter.device) for parameter in module.parameters()}),
+                "spread_same_records": split.records_digest == one.records_digest,
+                "spread_audit_disagreements": sum(not agrees for agrees in split.audits.values()),
+                "workers_same_records": workers.records_digest == one.records_digest,
+                "trials": len(one.trials),
+                "seconds": [round(found.seconds, 2) for found in (one, split, workers)],
+            }
+        )
+    return rows
+
+
 def main() -> None:
     """Print one JSON object on the last line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -92,13 +138,23 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer trials")
     parser.add_argument("--model", default="demo:smollm2-135m")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--devices", type=int, default=1, help="GPUs to share models and work among")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         rows = tiny(arguments.device, Path(name), 6, 4 if arguments.quick else 99)
         measured = real(arguments.model, arguments.device, Path(name), 20 if arguments.quick else 200)
+        together = (
+            shared(arguments.model, Path(name), arguments.devices, 12, 2 if arguments.quick else 99)
+            if arguments.devices > 1
+            else []
+        )
     bad = sum(not row["same_records"] for row in rows)
     moved = sum(row["aa_disagreements"] for row in rows) + sum(row["golden"]["aa_disagreements"] for row in measured)
     audit = sum(row["audit_disagreements"] for row in (*rows, *measured))
+    audit += sum(row["spread_audit_disagreements"] for row in together)
+    apart = sum(not row["spread_same_records"] for row in together)
+    dealt = sum(not row["workers_same_records"] for row in together)
+    on_one = sum(len(row["devices_used"]) < 2 for row in together)
     checks = [
         {
             "name": "audited trials that differ from the reference executor's",
@@ -109,6 +165,12 @@ def main() -> None:
         {"name": "tiny studies whose records differ when run again", "value": bad, "target": 0, "unit": "studies"},
         {"name": "items that are not bit-identical when run again", "value": moved, "target": 0, "unit": "items"},
     ]
+    if together:
+        checks += [
+            {"name": "models spread over GPUs with other records", "value": apart, "target": 0, "unit": "studies"},
+            {"name": "models that stayed on one GPU", "value": on_one, "target": 0, "unit": "studies"},
+            {"name": "workers on GPUs with other records", "value": dealt, "target": 0, "unit": "studies"},
+        ]
     print(
         json.dumps(
             {
@@ -118,6 +180,7 @@ def main() -> None:
                 "n": len(rows),
                 "tiny": rows,
                 "real": measured,
+                "shared": together,
                 "checks": [{**check, "met": check["value"] == check["target"]} for check in checks],
             }
         )

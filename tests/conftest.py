@@ -6,6 +6,9 @@ from pathlib import Path
 # Read by torch and transformers when they are imported. One thread: two fight when anything else runs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# And by Ray: nothing is reported, and everything stays on the loopback address.
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 import pytest
 

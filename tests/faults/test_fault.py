@@ -1,6 +1,7 @@
 """Faults as values: what a trigger covers, where it cuts a run, and what can't be built at all."""
 
 import math
+import pickle
 
 import pytest
 from hypothesis import given
@@ -65,3 +66,5 @@ def test_nan_equals_itself_in_a_fault() -> None:
     assert Replace(float("nan")) == Replace(float("nan"))
     assert Add(float("nan")) == Add(float("nan"))
     assert hash(Replace(float("nan"))) == hash(Replace(float("nan")))
+    assert pickle.loads(pickle.dumps(Replace(math.nan))) == Replace(math.nan)
+    assert pickle.loads(pickle.dumps(Add(math.nan))) == Add(math.nan)

@@ -1,6 +1,7 @@
 """The one-line grammar: everything that can be printed parses back equal, everything else is refused."""
 
 import math
+import pickle
 import string
 from pathlib import Path
 
@@ -49,6 +50,14 @@ triggers = (
 )
 faults = st.builds(Fault, sites, corruptions, triggers)
 fault_sets = st.lists(faults, min_size=1, max_size=4).map(tuple)
+
+
+@settings(deadline=None)
+@given(faults)
+def test_a_pickled_fault_is_equal(fault: Fault) -> None:
+    again = pickle.loads(pickle.dumps(fault))
+    assert again == fault
+    assert str(again) == str(fault)
 
 
 @settings(deadline=None, max_examples=150)

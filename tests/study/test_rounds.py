@@ -196,7 +196,7 @@ def test_trials_lie_in_their_strata_and_say_so(plan, study):
 def test_any_order_of_the_trials_and_a_kill_give_the_same_records(plan, folder, study):
     stored, block = [], next_block(plan, [])
     while block.trials:
-        stored += trial_records(ReferenceExecutor(plan.model), block.plan, block.trials[::-1], block.plan.traced)
+        stored += trial_records(ReferenceExecutor(plan.model), block.plan, map(block.plan.trial, block.trials[::-1]))
         block = next_block(plan, stored)
     ordered = sorted(stored, key=lambda record: record.trial)
     assert [one.model_dump_json() for one in ordered] == [one.model_dump_json() for one in study.trials]

@@ -258,7 +258,7 @@ def test_a_model_that_raises_under_a_fault_is_a_crash(folder, tmp_path, monkeypa
             ),
             tmp_path / "noise",
         )
-    (record,) = trial_records(ReferenceExecutor(plan.model), crashing, [0], lambda _: False)
+    (record,) = trial_records(ReferenceExecutor(plan.model), crashing, [crashing.trial(0)])
     assert {item.outcome for item in record.items} == {"crash"}
     assert [strike.old_bits ^ strike.new_bits for strike in record.strikes] == [1 << 30]
     assert torch.equal(plan.model.module.lm_head.weight, clean)

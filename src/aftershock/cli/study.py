@@ -9,7 +9,7 @@ import typer
 from aftershock.cli.output import Json, StudyProgress, console, print_json, say
 
 if TYPE_CHECKING:
-    from aftershock.study import Outlook, Summary
+    from aftershock.study import Crew, Outlook, Plan, Summary
 
 DEMO = "demo"
 
@@ -22,12 +22,18 @@ def command(
     model: Annotated[str | None, typer.Option(help="demo:NAME, a folder, a .gguf file, or a hub id.")] = None,
     task: Annotated[str | None, typer.Option(help="`probe`, or the path of a .jsonl or .txt task.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, cuda:0,cuda:1, auto.")] = None,
     faults: Annotated[Path | None, typer.Option(help="Your own faults, one trial a line, see docs/faults.md.")] = None,
     executor: Annotated[
         Literal["fast", "reference"],
         typer.Option(help="reference runs every trial in full; the records are the same."),
     ] = "fast",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Share the work among so many processes; the records are the same.")
+    ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Share it among workers of a Ray cluster: HOST:PORT, auto, or local.")
+    ] = None,
     trials: Annotated[int | None, typer.Option(help="Number of trials.")] = None,
     until: Annotated[
         str | None,
@@ -48,7 +54,16 @@ def command(
     from aftershock.errors import ContractError
     from aftershock.replay import FastExecutor, ReferenceExecutor
     from aftershock.report import write_report
-    from aftershock.study import advise, estimate_seconds, load_study, make_plan, outlook, run_study, summarise
+    from aftershock.study import (
+        advise,
+        estimate_seconds,
+        load_study,
+        make_plan,
+        outlook,
+        require_ray,
+        run_study,
+        summarise,
+    )
 
     options: dict[str, dict[str, Any]] = {
         "model": {"spec": model, "dtype": dtype, "device": device},
@@ -60,6 +75,8 @@ def command(
         raise typer.BadParameter("advice from a pilot is given with --dry-run", param_hint="--pilot")
     if out is None and not dry_run:
         raise typer.BadParameter("give a folder for the records and the report", param_hint="--out")
+    if ray is not None:
+        require_ray()
     plan = make_plan(settings, say)
     if dry_run:
         say("timing one batch of each kind")
@@ -71,7 +88,8 @@ def command(
         _show(outlook(plan), json)
     with StudyProgress() as progress:
         runs = {"fast": FastExecutor, "reference": ReferenceExecutor}[executor](plan.model)
-        stored = run_study(plan, out, resume=resume, watch=progress, executor=runs)
+        crew = _crew(plan, workers, ray, executor)
+        stored = run_study(plan, out, resume=resume, watch=progress, executor=runs, crew=crew)
     page = write_report(stored, out)
     summary = summarise(stored)
     _show(summary, json)
@@ -83,6 +101,15 @@ def command(
             "executor's; run the study with --executor reference, and please report this"
         )
     return 0
+
+
+def _crew(plan: "Plan", workers: int | None, ray: str | None, executor: Literal["fast", "reference"]) -> "Crew | None":
+    """The workers asked for; None where this process does the work."""
+    from aftershock.study import process_crew, ray_crew
+
+    if ray is not None:
+        return ray_crew(plan, ray, workers, executor)
+    return None if workers is None else process_crew(plan, workers, executor, say)
 
 
 def _show(result: "Outlook | Summary", json: bool) -> None:

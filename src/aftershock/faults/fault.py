@@ -73,6 +73,9 @@ class Replace:
     def __post_init__(self) -> None:
         _one_nan(self, "value", self.value)
 
+    def __reduce__(self) -> tuple[type["Replace"], tuple[float]]:
+        return Replace, (self.value,)
+
     def __str__(self) -> str:
         return f"replace {self.value!r}"
 
@@ -85,6 +88,9 @@ class Add:
 
     def __post_init__(self) -> None:
         _one_nan(self, "amount", self.amount)
+
+    def __reduce__(self) -> tuple[type["Add"], tuple[float]]:
+        return Add, (self.amount,)
 
     def __str__(self) -> str:
         return f"add {self.amount!r}"
@@ -99,7 +105,7 @@ def _check_bits(bits: tuple[int, ...]) -> None:
 
 
 def _one_nan(value: object, field: str, number: float) -> None:
-    # Two NaN objects are unequal; one shared object lets a parsed fault equal the printed one.
+    # Two NaN objects are unequal; one shared object lets a parsed fault, and a pickled one, equal the original.
     if math.isnan(number):
         object.__setattr__(value, field, math.nan)
 

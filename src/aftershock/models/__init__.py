@@ -4,6 +4,7 @@ from aftershock.models.blocks import BeforePass, Block, Pass, align, cut
 from aftershock.models.columns import ColumnCache, States
 from aftershock.models.components import COMPONENTS, ComponentMap, OutputSite, ParameterSite, Rows
 from aftershock.models.demo import DemoModel, demo_models, pull
+from aftershock.models.devices import devices_of
 from aftershock.models.hashing import model_hash
 from aftershock.models.loading import LoadedModel, load
 from aftershock.models.mapping import ARCHITECTURES, component_map, output_tensor
@@ -48,6 +49,7 @@ __all__ = [
     "cut",
     "decode",
     "demo_models",
+    "devices_of",
     "end_tokens",
     "forced_call",
     "generate",

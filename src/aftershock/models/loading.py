@@ -19,6 +19,7 @@ from aftershock.models.cache import Progress, quiet
 from aftershock.models.components import ComponentMap
 from aftershock.models.conversion import converted, first_line
 from aftershock.models.demo import pull
+from aftershock.models.devices import devices_of, split_over
 from aftershock.models.mapping import component_map
 from aftershock.numerics import NumberFormat, format_of
 
@@ -28,7 +29,10 @@ _HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "model*.safetensors"]
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to run: in evaluation mode, without gradients, with its tokenizer and component map."""
+    """A model ready to run: in evaluation mode, without gradients, with its tokenizer and component map.
+
+    `device` is where inputs go and logits come from; layers may lie on other devices.
+    """
 
     module: torch.nn.Module
     tokenizer: Any
@@ -64,21 +68,22 @@ def load(
     """Load a model.
 
     `spec` is `demo:NAME`, a folder with safetensors, a `.gguf` file or a hub id (`organisation/name`); `dtype`
-    one of float32, float16, bfloat16; `device` `cpu`, `cuda` or `cuda:N`. `progress` is told of downloads and
-    conversions. Logits are bit-identical to what transformers gives for the same folder, dtype and device, the
-    weights there being without gradients too (for others torch may take another kernel, which rounds otherwise).
+    one of float32, float16, bfloat16; `device` as `devices_of` reads it: `cpu`, `cuda`, `cuda:N`, or several GPUs that
+    share the model's layers. `progress` is told of downloads and conversions. Logits are bit-identical to what
+    transformers gives for the same folder, dtype and device, the weights there being without gradients too (for others
+    torch may take another kernel, which rounds otherwise).
 
     Raises InputError for a model that is missing, damaged, pickled, quantised, without a tokenizer or of an
     unknown architecture, and for an unsupported dtype or device.
     """
-    number_format, place = format_of(dtype), _device(device)
+    number_format, devices = format_of(dtype), devices_of(device)
     with _transformers_quiet():
         folder = _folder(spec, progress)
         _check_weights(folder)
         tokenizer = _tokenizer(folder)
-        module = _module(folder, number_format.dtype).to(place)
+        module = _module(folder, number_format.dtype, devices)
     module.eval().requires_grad_(False)
-    return LoadedModel(module, tokenizer, spec, number_format.dtype, place, component_map(module))
+    return LoadedModel(module, tokenizer, spec, number_format.dtype, devices[0], component_map(module))
 
 
 def _folder(spec: str, progress: Progress) -> Path:
@@ -140,7 +145,7 @@ def _tokenizer(folder: Path) -> Any:
         ) from error
 
 
-def _module(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+def _module(folder: Path, dtype: torch.dtype, devices: tuple[torch.device, ...]) -> torch.nn.Module:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if getattr(config, "quantization_config", None) is not None:
@@ -151,6 +156,7 @@ def _module(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
             folder,
             config=config,
             dtype=dtype,
+            device_map=split_over(config, dtype, devices) if len(devices) > 1 else None,
             attn_implementation=None,
             experts_implementation=None,
             use_safetensors=True,
@@ -170,18 +176,7 @@ def _module(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
             f"{folder} lacks {len(missing)} of the model's tensors, {missing[0]} among them: copy or download it again"
         )
     loaded: torch.nn.Module = module
-    return loaded
-
-
-def _device(device: str) -> torch.device:
-    """The device of that name. Raises InputError where it is not there."""
-    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
-    if match is None:
-        raise InputError(f"device {device!r} is not supported: choose cpu, cuda or cuda:N")
-    count = torch.cuda.device_count()
-    if device != "cpu" and int(match[1] or 0) >= count:
-        raise InputError(f"device {device} is not here ({count} CUDA devices found): choose cpu or another one")
-    return torch.device(device)
+    return loaded if len(devices) > 1 else loaded.to(devices[0])
 
 
 @contextmanager

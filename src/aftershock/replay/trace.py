@@ -33,7 +33,7 @@ def residual_error(model: LoadedModel, batch: Batch, faults: Sequence[Fault], go
 
 @torch.inference_mode()
 def _relative_error(clean: torch.Tensor, faulty: torch.Tensor, mask: torch.Tensor) -> float:
-    real = mask.bool()[..., None]
+    real = mask.to(clean.device).bool()[..., None]
     difference = torch.where(real, faulty.double() - clean.double(), 0.0).norm(dim=(1, 2))
     error = difference / torch.where(real, clean.double(), 0.0).norm(dim=(1, 2))
     largest = float(error.nan_to_num(math.inf, math.inf).max())

@@ -3,6 +3,8 @@
 from aftershock.study.advice import Advice, advise
 from aftershock.study.again import Replay, replay_trial
 from aftershock.study.compare import StudyComparison, compare_studies
+from aftershock.study.crew import Crew
+from aftershock.study.hiring import process_crew, ray_crew, require_ray
 from aftershock.study.outlook import Outlook, estimate_seconds, outlook
 from aftershock.study.plan import Plan, make_plan
 from aftershock.study.records import (
@@ -30,6 +32,7 @@ __all__ = [
     "SDC",
     "Advice",
     "Block",
+    "Crew",
     "Environment",
     "GoldenRecord",
     "ItemRecord",
@@ -59,8 +62,11 @@ __all__ = [
     "next_block",
     "outlook",
     "parse_rule",
+    "process_crew",
+    "ray_crew",
     "read_settings",
     "replay_trial",
+    "require_ray",
     "run_study",
     "summarise",
     "to_toml",

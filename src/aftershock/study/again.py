@@ -1,15 +1,15 @@
 """Repeat one stored trial and say whether it equals its record."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import computed_field
 
 from aftershock.errors import InputError
 from aftershock.replay import ReferenceExecutor
-from aftershock.study.plan import Say, make_plan
+from aftershock.study.plan import Say, check_unchanged, make_plan
 from aftershock.study.records import Record, TrialRecord
 from aftershock.study.rounds import next_block
-from aftershock.study.run import check_unchanged
 from aftershock.study.store import load_study
 from aftershock.study.trial import trial_records
 
@@ -48,6 +48,6 @@ def replay_trial(folder: Path, trial: int, say: Say = lambda _: None) -> Replay:
         )
     plan = next_block(make_plan(study.settings, say), study.trials).plan
     say(f"repeating trial {trial}")
-    (found,) = trial_records(ReferenceExecutor(plan.model), plan, [trial], lambda _: True)
+    (found,) = trial_records(ReferenceExecutor(plan.model), plan, [replace(plan.trial(trial), traced=True)])
     check_unchanged(plan)
     return Replay(stored=stored, found=found, same_plan=plan.digest == study.plan_digest)

@@ -19,7 +19,7 @@ import tokenizers
 import torch
 import transformers
 
-from aftershock.errors import InputError
+from aftershock.errors import ContractError, InputError
 from aftershock.faults import (
     Cell,
     Fault,
@@ -59,6 +59,21 @@ class Place:
 
     round: int
     stratum: Stratum
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial to run, all of it: whoever has the model and the batches can, without knowing how it was drawn.
+
+    `batches` are the numbers of the batches that it sees, in ascending order; `traced` tells whether its error is
+    followed through the layers; `place` is its own in a stratified plan.
+    """
+
+    number: int
+    batches: tuple[int, ...]
+    faults: tuple[Fault, ...]
+    traced: bool
+    place: Place | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +120,11 @@ class Plan:
         number = bisect_right([known.begin for known in self.rounds], trial) - 1
         known = self.rounds[number]
         return Place(number, self.strata[bisect_right(list(accumulate(known.counts)), trial - known.begin)])
+
+    def trial(self, number: int) -> Trial:
+        """Trial `number`, worked out."""
+        batches = tuple(batch.number for batch in self.batches_of(number))
+        return Trial(number, batches, self.faults_of(number), self.traced(number), self.place_of(number))
 
     def batches_of(self, trial: int) -> tuple[Batch, ...]:
         """The batches whose items trial `trial` sees; in a stratified plan given the stratum of its fault."""
@@ -245,6 +265,12 @@ def _in_rounds(plan: Plan) -> Plan:
         [stratum.chance for stratum in plan.strata], np.ones(len(plan.strata)), plan.settings.round_ends[0]
     )
     return replace(plan, rounds=(Round(0, tuple(counts.tolist())),))
+
+
+def check_unchanged(plan: Plan) -> None:
+    """Raise ContractError unless every word of the model is what it was when loaded."""
+    if model_hash(plan.model.module) != plan.environment.model_hash:
+        raise ContractError("the model in memory is no longer the one that was loaded: an undo failed")
 
 
 def _environment(settings: StudySettings, model: LoadedModel, threads: int) -> Environment:

@@ -1,28 +1,22 @@
 """Run a study: golden answers, an A/A run, the noise floor, then trial after trial into the store."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from aftershock.errors import ContractError, InputError
-from aftershock.faults import Selection, format_faults, sample_faults, select
-from aftershock.models import model_hash
+from aftershock.errors import InputError
 from aftershock.numerics import words
-from aftershock.replay import Batch, Executor, FastExecutor, ItemRun, ReferenceExecutor
+from aftershock.replay import Executor, FastExecutor, ItemRun, ReferenceExecutor
 from aftershock.study.audit import audited_trials
+from aftershock.study.crew import Alone, Crew
 from aftershock.study.plan import Plan
-from aftershock.study.records import GoldenRecord, ItemRecord, NoiseRecord, TrialRecord
+from aftershock.study.records import GoldenRecord, TrialRecord
 from aftershock.study.rounds import Block, next_block
 from aftershock.study.store import Store, StoredStudy
-from aftershock.study.trial import compare_item, trial_records
-
-NOISE_INDEX = 2**32
-"""Noise perturbations draw from here on, so that they never repeat a trial's own draws."""
 
 Phase = Literal["golden", "noise", "trials", "audit"]
 
@@ -51,47 +45,42 @@ def run_study(
     resume: bool = False,
     watch: Watch = lambda _: None,
     executor: Executor | None = None,
+    crew: Crew | None = None,
 ) -> StoredStudy:
     """Run what of the plan is not yet in `folder`, and return the whole study.
 
-    `executor` runs the trials, a FastExecutor if none is given; a share of them is repeated by the reference executor.
-    Raises InputError when `folder` holds another study, and ContractError when the model is not, in the end,
+    `executor` runs the golden answers, and the rest too where no `crew` is given; it is a FastExecutor if none is
+    given. A share of the trials is repeated by the reference executor.
+    Raises InputError when `folder` holds another study, and ContractError when a model is not, in the end,
     bit for bit the model that was loaded.
     """
-    with _open(plan, folder, resume) as store:
+    executor = FastExecutor(plan.model) if executor is None else executor
+    with _open(plan, folder, resume) as store, crew or Alone(plan, executor) as crew:
         stored = store.read()
-        executor = FastExecutor(plan.model) if executor is None else executor
-        with _model_unchanged(plan):
-            if not stored.golden:
-                _golden(plan, executor, store, watch)
-            perturbations = plan.settings.run.noise * len(plan.used_batches)
-            for number in range(len(stored.noise), perturbations):
-                watch(Progress("noise", number, perturbations))
-                store.put_noise(number, _noise(plan, executor, number))
-            for finished, record in enumerate(stored.trials, 1):
-                watch(Progress("trials", finished, plan.trials, record, stored=True))
-            block = next_block(plan, stored.trials)
-            while block.trials:
-                _trials(block, executor, store, watch)
-                block = next_block(plan, store.read().trials)
-            plan = block.plan
-            if executor.audited:
-                _audit(plan, store, watch)
+        if not stored.golden:
+            _golden(plan, executor, store, watch)
+        _noise(plan, crew, store, watch)
+        for finished, record in enumerate(stored.trials, 1):
+            watch(Progress("trials", finished, plan.trials, record, stored=True))
+        block = next_block(plan, stored.trials)
+        while block.trials:
+            _trials(block, crew, store, watch)
+            block = next_block(plan, store.read().trials)
+        if executor.audited:
+            _audit(block.plan, crew, store, watch)
         return store.read()
 
 
-def _trials(block: Block, executor: Executor, store: Store, watch: Watch) -> None:
+def _trials(block: Block, crew: Crew, store: Store, watch: Watch) -> None:
     """Run the trials of a block into the store."""
-    plan, done = block.plan, len(store.done())
+    done = len(store.done())
     total = done + len(block.trials)
     begin = time.perf_counter()
-    for finished, record in enumerate(trial_records(executor, plan, block.trials, plan.traced), 1 + done):
+    for finished, record in enumerate(crew.trials(map(block.plan.trial, block.trials)), 1 + done):
         now = time.perf_counter()
         store.put_trial(record, now - begin)
         begin = now
         watch(Progress("trials", finished, total, record))
-        if finished % plan.settings.run.check_every == 0:
-            check_unchanged(plan)
 
 
 def _open(plan: Plan, folder: Path, resume: bool) -> Store:
@@ -107,30 +96,26 @@ def _open(plan: Plan, folder: Path, resume: bool) -> Store:
     return store
 
 
-@contextmanager
-def _model_unchanged(plan: Plan) -> Iterator[None]:
-    """Check the model's hash at the end, also after an exception or Ctrl-C."""
-    try:
-        yield
-    finally:
-        check_unchanged(plan)
+def _noise(plan: Plan, crew: Crew, store: Store, watch: Watch) -> None:
+    """What of the noise floor is not stored yet."""
+    numbers = range(plan.settings.run.noise * len(plan.used_batches))
+    done = store.noise_done()
+    watch(Progress("noise", len(done), len(numbers)))
+    missing = (number for number in numbers if number not in done)
+    for finished, (number, record) in enumerate(crew.noise(missing), 1 + len(done)):
+        store.put_noise(number, record)
+        watch(Progress("noise", finished, len(numbers)))
 
 
-def check_unchanged(plan: Plan) -> None:
-    """Raise ContractError unless every word of the model is what it was when loaded."""
-    if model_hash(plan.model.module) != plan.environment.model_hash:
-        raise ContractError("the model in memory is no longer the one that was loaded: an undo failed")
-
-
-def _audit(plan: Plan, store: Store, watch: Watch) -> None:
+def _audit(plan: Plan, crew: Crew, store: Store, watch: Watch) -> None:
     """Repeat a share of the trials by the reference executor and keep whether each record came out the same."""
     study = store.read()
     stored = {record.trial: record for record in study.trials}
     audited = audited_trials(study.trials, plan.settings.run.audit, plan.settings.run.seed)
-    missing = [trial for trial in audited if trial not in study.audits]
+    missing = [plan.trial(number) for number in audited if number not in study.audits]
     done = len(audited) - len(missing)
     watch(Progress("audit", done, len(audited)))
-    for record in trial_records(ReferenceExecutor(plan.model), plan, missing, lambda _: False):
+    for record in crew.audits(missing):
         same = stored[record.trial].model_copy(update={"residual_error": None})
         store.put_audit(record.trial, record.model_dump_json() == same.model_dump_json())
         done += 1
@@ -173,47 +158,4 @@ def _identical(first: ItemRun, second: ItemRun) -> bool:
     """Whether two runs of an item agree in their answer and in every bit of their logits."""
     return first.answer == second.answer and all(
         torch.equal(words(a), words(b)) for a, b in zip(first.logits, second.logits, strict=True)
-    )
-
-
-def _noise(plan: Plan, executor: Executor, number: int) -> NoiseRecord:
-    """Perturbation `number` of the noise floor, on one batch.
-
-    The first sweep over the batches changes the batch shape, the others change one weight by one unit in the last
-    place (bit 0 flipped for the whole run), another weight for each batch.
-    """
-    sweep, place = divmod(number, len(plan.used_batches))
-    batch = plan.used_batches[place]
-    if sweep == 0:
-        return NoiseRecord(sweep=sweep, perturbation="another batch shape", items=_other_shape(plan, executor, batch))
-    selection = Selection(sites=("weight",), draw="uniform", bits=(0,))
-    faults = sample_faults(
-        selection,
-        select(selection, plan.model.components),
-        plan.model.format,
-        decode_passes=0,
-        seed=plan.settings.run.seed,
-        index=NOISE_INDEX + number,
-    )
-    items = _compared(batch, executor.golden(batch, faults).items, executor.trial(batch, faults).items)
-    return NoiseRecord(sweep=sweep, perturbation=format_faults(faults), items=items)
-
-
-def _other_shape(plan: Plan, executor: Executor, batch: Batch) -> tuple[ItemRecord, ...]:
-    """A batch run as two halves; one of a single item, beside a copy of itself."""
-    half = (len(batch.items) + 1) // 2
-    if len(batch.items) == 1:
-        reshaped = [replace(batch, items=batch.items * 2, rows=batch.rows * 2)]
-    else:
-        parts = (slice(None, half), slice(half, None))
-        reshaped = [replace(batch, items=batch.items[part], rows=batch.rows[part]) for part in parts]
-    # A batch keeps its number through `replace`, so each reshaped one gets an executor of its own.
-    runs = [run for one in reshaped for run in ReferenceExecutor(plan.model).golden(one).items]
-    return _compared(batch, executor.golden(batch).items, runs[: len(batch.items)])
-
-
-def _compared(batch: Batch, golden: Sequence[ItemRun], other: Sequence[ItemRun]) -> tuple[ItemRecord, ...]:
-    return tuple(
-        compare_item(item, clean, run, reached=True)
-        for item, clean, run in zip(batch.items, golden, other, strict=True)
     )

@@ -180,6 +180,11 @@ class Store:
         with _clear_errors(self.folder / FILE):
             return frozenset(trial for (trial,) in self._connection.execute("SELECT trial FROM trials"))
 
+    def noise_done(self) -> frozenset[int]:
+        """Numbers of the perturbations stored."""
+        with _clear_errors(self.folder / FILE):
+            return frozenset(number for (number,) in self._connection.execute("SELECT number FROM noise"))
+
     def put_golden(self, records: tuple[GoldenRecord, ...], aa_disagreements: int) -> None:
         """Keep the golden answers and the result of the A/A run."""
         with _clear_errors(self.folder / FILE), self._connection:

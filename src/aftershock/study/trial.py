@@ -3,22 +3,19 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from aftershock.faults import Fault, Labels, labels
+from aftershock.faults import Labels, labels
 from aftershock.inject import Struck
 from aftershock.replay import Batch, Executor, ItemRun, Job, ModelCrashedError, Run, distance, residual_error
-from aftershock.study.plan import Plan
+from aftershock.study.plan import Plan, Trial
 from aftershock.study.records import ItemRecord, Strike, TrialRecord
 from aftershock.tasks import Answer, Item, classify, score_change
 
 KEPT_FAULTS = 64
 """Fault lines and strikes kept in a record; a digest covers the rest."""
-
-Trace = Callable[[int], bool]
-"""Tells which trials to follow through the layers."""
 
 _NO_FAULT = Labels("none", "none", None, (), "none", "none")
 
@@ -34,27 +31,24 @@ class _Part:
     error: tuple[float, ...] | None
 
 
-def trial_records(executor: Executor, plan: Plan, trials: Iterable[int], traced: Trace) -> Iterator[TrialRecord]:
+def trial_records(executor: Executor, plan: Plan, trials: Iterable[Trial]) -> Iterator[TrialRecord]:
     """The records of trials, each as it is finished; an executor may finish them in another order.
 
-    An exception that the faults provoke in the model is the outcome `crash`. The error of a trial is followed through
-    the layers where `traced(trial)` says so.
+    An exception that the faults provoke in the model is the outcome `crash`.
     """
-    unfinished: dict[int, dict[int, _Part]] = {}
-    for job, run in executor.trials(_jobs(plan, trials)):
-        trial = cast(int, job.key)
-        parts = unfinished.setdefault(trial, {})
-        parts[job.batch.number] = _part(executor, plan, job, run, traced(trial))
-        batches = plan.batches_of(trial)
-        if len(parts) == len(batches):
-            del unfinished[trial]
-            yield _record(plan, trial, job.faults, [parts[batch.number] for batch in batches])
+    unfinished: dict[int, tuple[Trial, dict[int, _Part]]] = {}
 
+    def jobs() -> Iterator[Job]:
+        for trial in trials:
+            unfinished[trial.number] = (trial, {})
+            yield from (Job(trial.number, plan.batches[number], trial.faults) for number in trial.batches)
 
-def _jobs(plan: Plan, trials: Iterable[int]) -> Iterator[Job]:
-    for trial in trials:
-        faults = plan.faults_of(trial)
-        yield from (Job(trial, batch, faults) for batch in plan.batches_of(trial))
+    for job, run in executor.trials(jobs()):
+        trial, parts = unfinished[cast(int, job.key)]
+        parts[job.batch.number] = _part(executor, plan, job, run, trial.traced)
+        if len(parts) == len(trial.batches):
+            del unfinished[trial.number]
+            yield _record(plan, trial, [parts[number] for number in trial.batches])
 
 
 def _part(executor: Executor, plan: Plan, job: Job, run: Run | ModelCrashedError, traced: bool) -> _Part:
@@ -72,7 +66,8 @@ def _part(executor: Executor, plan: Plan, job: Job, run: Run | ModelCrashedError
     return _Part(items, _strikes(batch, run.struck), error)
 
 
-def _record(plan: Plan, trial: int, faults: tuple[Fault, ...], parts: Sequence[_Part]) -> TrialRecord:
+def _record(plan: Plan, trial: Trial, parts: Sequence[_Part]) -> TrialRecord:
+    faults = trial.faults
     label = labels(faults, plan.model.components, plan.model.format) if faults else _NO_FAULT
     # By bits, since NaN equals nothing: a weight is struck once however many batches see it.
     strikes = list(
@@ -83,9 +78,9 @@ def _record(plan: Plan, trial: int, faults: tuple[Fault, ...], parts: Sequence[_
         }.values()
     )
     errors = [part.error for part in parts if part.error is not None]
-    place = plan.place_of(trial)
+    place = trial.place
     return TrialRecord(
-        trial=trial,
+        trial=trial.number,
         faults=tuple(map(str, faults[:KEPT_FAULTS])),
         fault_count=len(faults),
         site=label.site,

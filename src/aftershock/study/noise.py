@@ -1,0 +1,56 @@
+"""The noise floor: perturbations that mean nothing, and what they change."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from aftershock.faults import Selection, format_faults, sample_faults, select
+from aftershock.replay import Batch, Executor, ItemRun, ReferenceExecutor
+from aftershock.study.plan import Plan
+from aftershock.study.records import ItemRecord, NoiseRecord
+from aftershock.study.trial import compare_item
+
+NOISE_INDEX = 2**32
+"""Noise perturbations draw from here on, so that they never repeat a trial's own draws."""
+
+
+def noise_record(plan: Plan, executor: Executor, number: int) -> NoiseRecord:
+    """Perturbation `number` of the noise floor, on one batch.
+
+    The first sweep over the batches changes the batch shape, the others change one weight by one unit in the last
+    place (bit 0 flipped for the whole run), another weight for each batch.
+    """
+    sweep, place = divmod(number, len(plan.used_batches))
+    batch = plan.used_batches[place]
+    if sweep == 0:
+        return NoiseRecord(sweep=sweep, perturbation="another batch shape", items=_other_shape(plan, executor, batch))
+    selection = Selection(sites=("weight",), draw="uniform", bits=(0,))
+    faults = sample_faults(
+        selection,
+        select(selection, plan.model.components),
+        plan.model.format,
+        decode_passes=0,
+        seed=plan.settings.run.seed,
+        index=NOISE_INDEX + number,
+    )
+    items = _compared(batch, executor.golden(batch, faults).items, executor.trial(batch, faults).items)
+    return NoiseRecord(sweep=sweep, perturbation=format_faults(faults), items=items)
+
+
+def _other_shape(plan: Plan, executor: Executor, batch: Batch) -> tuple[ItemRecord, ...]:
+    """A batch run as two halves; one of a single item, beside a copy of itself."""
+    half = (len(batch.items) + 1) // 2
+    if len(batch.items) == 1:
+        reshaped = [replace(batch, items=batch.items * 2, rows=batch.rows * 2)]
+    else:
+        parts = (slice(None, half), slice(half, None))
+        reshaped = [replace(batch, items=batch.items[part], rows=batch.rows[part]) for part in parts]
+    # A batch keeps its number through `replace`, so each reshaped one gets an executor of its own.
+    runs = [run for one in reshaped for run in ReferenceExecutor(plan.model).golden(one).items]
+    return _compared(batch, executor.golden(batch).items, runs[: len(batch.items)])
+
+
+def _compared(batch: Batch, golden: Sequence[ItemRun], other: Sequence[ItemRun]) -> tuple[ItemRecord, ...]:
+    return tuple(
+        compare_item(item, clean, run, reached=True)
+        for item, clean, run in zip(batch.items, golden, other, strict=True)
+    )
