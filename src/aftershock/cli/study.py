@@ -29,6 +29,9 @@ def command(
         typer.Option(help="reference runs every trial in full; the records are the same."),
     ] = "fast",
     trials: Annotated[int | None, typer.Option(help="Number of trials.")] = None,
+    search: Annotated[
+        int | None, typer.Option(metavar="VALUES", help="Find the boundary bit of so many weights; docs/search.md.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, sizing and time; run nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the study in --out.")] = False,
@@ -38,11 +41,12 @@ def command(
     from aftershock.errors import ContractError
     from aftershock.replay import FastExecutor, ReferenceExecutor
     from aftershock.report import write_report
-    from aftershock.study import estimate_seconds, make_plan, outlook, run_study, summarise
+    from aftershock.study import estimate_seconds, make_plan, outlook, run_study, summarise_study
 
     options: dict[str, dict[str, Any]] = {
         "model": {"spec": model, "dtype": dtype, "device": device},
         "task": {"spec": task},
+        "search": {"values": search},
         "run": {"trials": trials, "seed": seed},
     }
     settings = _settings(study, options, faults)
@@ -60,7 +64,7 @@ def command(
         runs = {"fast": FastExecutor, "reference": ReferenceExecutor}[executor](plan.model)
         stored = run_study(plan, out, resume=resume, watch=progress, executor=runs)
     page = write_report(stored, out)
-    summary = summarise(stored)
+    summary = summarise_study(stored)
     _show(summary, json)
     if not json:
         console.print(f"\nreport: {page}", soft_wrap=True, markup=False)

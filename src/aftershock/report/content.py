@@ -172,7 +172,12 @@ def _statement(summary: Summary) -> str:
 
 
 def _warnings(stored: StoredStudy) -> Iterator[str]:
-    if len(stored.trials) < stored.planned:
+    if stored.settings.search.values:
+        yield (
+            "The bits were chosen by a search for the smallest harmful change of each value: the rates below are of "
+            "its probes, not of random bits."
+        )
+    elif len(stored.trials) < stored.planned:
         yield (
             f"Not complete: {len(stored.trials):,} of {stored.planned:,} planned trials are in. "
             "The figures cover these; go on with --resume."

@@ -16,6 +16,7 @@ from aftershock.study.records import (
     TrialRecord,
 )
 from aftershock.study.run import Progress, run_study
+from aftershock.study.searched import Searched, SearchedValue, SearchSummary, summarise_study
 from aftershock.study.settings import StudySettings, check_settings, read_settings, to_toml
 from aftershock.study.store import Store, StoredStudy, load_study
 from aftershock.study.summary import Rate, SdcRate, Summary, summarise
@@ -34,6 +35,9 @@ __all__ = [
     "Rate",
     "Replay",
     "SdcRate",
+    "SearchSummary",
+    "Searched",
+    "SearchedValue",
     "Store",
     "StoredStudy",
     "Strike",
@@ -51,5 +55,6 @@ __all__ = [
     "replay_trial",
     "run_study",
     "summarise",
+    "summarise_study",
     "to_toml",
 ]

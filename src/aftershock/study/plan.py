@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ import transformers
 from aftershock.errors import InputError
 from aftershock.faults import (
     Fault,
+    Flip,
     Population,
     check,
     distinct,
@@ -47,8 +48,19 @@ class Plan:
 
     @property
     def trials(self) -> int:
-        """Number of trials."""
+        """Number of trials; of a search, what trying every bit of every value would take."""
+        if self.settings.search.values:
+            return self.settings.search.values * len(self.searched_bits)
         return len(self.settings.fault_list) or self.settings.run.trials
+
+    @cached_property
+    def searched_bits(self) -> tuple[int, ...]:
+        """Bits that a search may try in each value; trial `value * len(searched_bits) + n` flips the n-th of them."""
+        return self.settings.faults.bit_positions(self.model.format)
+
+    def _draw(self, trial: int) -> int:
+        """The number that a trial's items and faults are drawn by: all trials of a searched value share one."""
+        return trial // len(self.searched_bits) if self.settings.search.values else trial
 
     @cached_property
     def digest(self) -> str:
@@ -69,7 +81,7 @@ class Plan:
         """The batches whose items trial `trial` sees."""
         run = self.settings.run
         count = min(len(self.batches), max(1, round(run.items_per_fault / run.batch_items)))
-        drawn = distinct(generator(run.seed, trial, "items"), len(self.batches), count)
+        drawn = distinct(generator(run.seed, self._draw(trial), "items"), len(self.batches), count)
         return tuple(self.batches[number] for number in sorted(drawn.tolist()))
 
     def faults_of(self, trial: int) -> tuple[Fault, ...]:
@@ -82,7 +94,12 @@ class Plan:
         if set(selection.stages) == {"decode"} and reach < wanted:
             # Nothing else may be struck: the step is drawn as for the longest answers, and these items stay unreached.
             reach = max(batch.decode_passes for batch in self.batches)
-        return sample_faults(selection, self.population, self.model.format, reach, self.settings.run.seed, trial)
+        seed, number = self.settings.run.seed, self._draw(trial)
+        faults = sample_faults(selection, self.population, self.model.format, reach, seed, number)
+        if not self.settings.search.values:
+            return faults
+        bit = self.searched_bits[trial % len(self.searched_bits)]
+        return tuple(replace(fault, corruption=Flip((bit,))) for fault in faults)
 
     @cached_property
     def used_batches(self) -> tuple[Batch, ...]:

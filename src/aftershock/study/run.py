@@ -16,6 +16,7 @@ from aftershock.numerics import words
 from aftershock.replay import Batch, Executor, FastExecutor, ItemRun, ReferenceExecutor
 from aftershock.study.audit import audited_trials
 from aftershock.study.plan import Plan
+from aftershock.study.probes import next_trials
 from aftershock.study.records import GoldenRecord, ItemRecord, NoiseRecord, TrialRecord
 from aftershock.study.store import Store, StoredStudy
 from aftershock.study.trial import compare_item, trial_records
@@ -67,18 +68,7 @@ def run_study(
             for number in range(len(stored.noise), perturbations):
                 watch(Progress("noise", number, perturbations))
                 store.put_noise(number, _noise(plan, executor, number))
-            done = store.done()
-            for finished, record in enumerate(stored.trials, 1):
-                watch(Progress("trials", finished, plan.trials, record, stored=True))
-            begin = time.perf_counter()
-            missing = [trial for trial in range(plan.trials) if trial not in done]
-            for finished, record in enumerate(trial_records(executor, plan, missing, plan.traced), 1 + len(done)):
-                now = time.perf_counter()
-                store.put_trial(record, now - begin)
-                begin = now
-                watch(Progress("trials", finished, plan.trials, record))
-                if finished % plan.settings.run.check_every == 0:
-                    check_unchanged(plan)
+            _trials(plan, executor, store, watch)
             if executor.audited:
                 _audit(plan, store, watch)
         return store.read()
@@ -110,6 +100,25 @@ def check_unchanged(plan: Plan) -> None:
     """Raise ContractError unless every word of the model is what it was when loaded."""
     if model_hash(plan.model.module) != plan.environment.model_hash:
         raise ContractError("the model in memory is no longer the one that was loaded: an undo failed")
+
+
+def _trials(plan: Plan, executor: Executor, store: Store, watch: Watch) -> None:
+    """Block after block of trials, until the records so far ask for no more."""
+    records = {record.trial: record for record in store.read().trials}
+    for finished, record in enumerate(records.values(), 1):
+        watch(Progress("trials", finished, plan.trials, record, stored=True))
+    begin = time.perf_counter()
+    while block := next_trials(plan, records):
+        # What is known to come: of a search, no more than the block.
+        total = len(records) + len(block)
+        for record in trial_records(executor, plan, block, plan.traced):
+            now = time.perf_counter()
+            store.put_trial(record, now - begin)
+            begin = now
+            records[record.trial] = record
+            watch(Progress("trials", len(records), total, record))
+            if len(records) % plan.settings.run.check_every == 0:
+                check_unchanged(plan)
 
 
 def _audit(plan: Plan, store: Store, watch: Watch) -> None:

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aftershock.errors import InputError
 from aftershock.faults import Selection
@@ -59,6 +59,17 @@ class RunSettings(_Table):
     audit: float = Field(0.02, ge=0, le=1)
 
 
+class SearchSettings(_Table):
+    """`[search]`: find the bit from which on a flip does harm, in place of drawing bits.
+
+    values      weights to search, in place of `run.trials`; 0: no search
+    exhaustive  share of them of which every bit is tried, to tell how far the search can be trusted
+    """
+
+    values: int = Field(0, ge=0)
+    exhaustive: float = Field(0.1, ge=0, le=1)
+
+
 class StudySettings(_Table):
     """A whole study. `fault_list` holds faults in the grammar, one trial each, in place of drawing them."""
 
@@ -66,7 +77,19 @@ class StudySettings(_Table):
     task: TaskSettings = TaskSettings()
     faults: Selection = Selection()
     fault_list: tuple[str, ...] = ()
+    search: SearchSettings = SearchSettings()
     run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _searchable(self) -> "StudySettings":
+        faults = self.faults
+        one_flip = (faults.corruption, faults.bits_per_word, faults.count, faults.rate) == ("flip", 1, 1, None)
+        if self.search.values and (self.fault_list or faults.sites != ("weight",) or not one_flip):
+            raise ValueError(
+                'a search for boundary bits flips one bit of one stored value: set sites = ["weight"] under [faults], '
+                "leave corruption, bits_per_word, count and rate out, and give no fault list"
+            )
+        return self
 
 
 def read_settings(path: Path) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+"""Which trials a study runs next, given those it has: all of its plan's, or what a search for boundary bits wants."""
+
+from collections.abc import Mapping
+
+from aftershock.faults import WeightSite
+from aftershock.numerics import words
+from aftershock.study.boundary import Ladder, exhaustive_values, ladders, next_probes
+from aftershock.study.plan import Plan
+from aftershock.study.records import DUE, SDC, TrialRecord
+
+
+def next_trials(plan: Plan, records: Mapping[int, TrialRecord]) -> tuple[int, ...]:
+    """Numbers of the trials to run next; none when the study is done. A function of the plan and the records alone."""
+    if not plan.settings.search.values:
+        return tuple(trial for trial in range(plan.trials) if trial not in records)
+    bits, seed, search = plan.searched_bits, plan.settings.run.seed, plan.settings.search
+    probes = next_probes(
+        [_ladders(plan, value) for value in range(search.values)],
+        outcomes_by_value(records, bits),
+        exhaustive_values(search.values, search.exhaustive, seed),
+        seed,
+    )
+    return tuple(value * len(bits) + bits.index(bit) for value, bit in probes)
+
+
+def outcomes_by_value(records: Mapping[int, TrialRecord], bits: tuple[int, ...]) -> dict[int, dict[int, bool]]:
+    """Whether the flip did harm, by searched value and by bit."""
+    known: dict[int, dict[int, bool]] = {}
+    for trial, record in records.items():
+        value, place = divmod(trial, len(bits))
+        known.setdefault(value, {})[bits[place]] = is_harmful(record)
+    return known
+
+
+def is_harmful(record: TrialRecord) -> bool:
+    """Whether some eligible item came out as silent corruption or as a detected error."""
+    return any(item.outcome in SDC | DUE for item in record.eligible)
+
+
+def _ladders(plan: Plan, value: int) -> tuple[Ladder, Ladder]:
+    (fault,) = plan.faults_of(value * len(plan.searched_bits))
+    assert isinstance(fault.site, WeightSite)
+    word = words(plan.model.module.get_parameter(fault.site.parameter))[fault.site.index]
+    number_format = plan.model.format
+    return ladders(value, int(word) % (1 << number_format.bits), number_format, plan.searched_bits)
