@@ -98,6 +98,8 @@ def _settings(study: str | None, options: dict[str, dict[str, Any]], faults: Pat
         given = {key: value for key, value in values.items() if value is not None}
         if given:
             tables[table] = {**tables.get(table, {}), **given}
+    if options["search"]["values"] is not None:
+        tables["faults"] = {"sites": ["weight"], **tables.get("faults", {})}
     if faults is not None:
         if options["run"]["trials"] is not None:
             raise typer.BadParameter(
