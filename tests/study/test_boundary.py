@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from aftershock.errors import InputError
 from aftershock.numerics import FORMATS, NumberFormat, words
-from aftershock.study import StoredStudy, load_study, make_plan, run_study, summarise_study
+from aftershock.study import StoredStudy, load_study, make_plan, outlook, run_study, summarise_study
 from aftershock.study.boundary import Ladder, exhaustive_values, ladders, next_probes, search
 from aftershock.study.probes import is_harmful
 from aftershock.study.searched import SearchSummary
@@ -159,6 +159,7 @@ def test_a_search_is_a_study_of_ordinary_trials(folder, study):
     assert summary.search.values
     records = {record.trial: record for record in study.trials}
     assert len(records) < plan.trials == 4 * 32
+    assert abs(len(records) - outlook(plan).trials) <= 4 * 4
     for value in summary.search.values:
         trials = [trial for trial in records if trial // 32 == value.value]
         assert len({records[trial].strikes[0].old_bits for trial in trials}) == 1

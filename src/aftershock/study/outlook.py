@@ -6,6 +6,7 @@ from aftershock.faults import splits
 from aftershock.replay import ReferenceExecutor
 from aftershock.stats import sample_size, sample_size_relative, wilson
 from aftershock.study.plan import Plan
+from aftershock.study.probes import expected_trials
 from aftershock.study.records import Record
 
 PRECISIONS = (0.05, 0.03, 0.01)
@@ -13,7 +14,7 @@ RARE_RATE, RELATIVE_ERROR = 0.01, 0.25
 
 
 class Outlook(Record):
-    """A plan and its size.
+    """A plan and its size. `trials` is about right for a search for boundary bits, else exact.
 
     `population` counts the values (weights) and channels (activations) that faults are drawn from; zero for a list.
     `sizes` gives the faults needed for an absolute error at 95 % (Leveugle et al., DATE 2009, p = 0.5),
@@ -54,7 +55,7 @@ class Outlook(Record):
 
 def outlook(plan: Plan, *, seconds: float | None = None) -> Outlook:
     """What the plan can tell; `seconds` where somebody estimated its time (`estimate_seconds`)."""
-    count = plan.trials
+    count = expected_trials(plan)
     population = {
         "weight": sum(site.numel for site in plan.population.parameters),
         "activation channel": sum(site.features for site in plan.population.outputs),
@@ -95,4 +96,4 @@ def estimate_seconds(plan: Plan) -> float:
     trials = sum(
         per_item[item.id] for trial in range(plan.trials) for batch in plan.batches_of(trial) for item in batch.items
     )
-    return fixed + sweep * (cuts - 1) + trials
+    return fixed + sweep * (cuts - 1) + trials * expected_trials(plan) / plan.trials

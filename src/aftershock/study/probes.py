@@ -1,6 +1,7 @@
 """Which trials a study runs next, given those it has: all of its plan's, or what a search for boundary bits wants."""
 
 from collections.abc import Mapping
+from math import ceil, log2
 
 from aftershock.faults import WeightSite
 from aftershock.numerics import words
@@ -21,6 +22,18 @@ def next_trials(plan: Plan, records: Mapping[int, TrialRecord]) -> tuple[int, ..
         seed,
     )
     return tuple(value * len(bits) + bits.index(bit) for value, bit in probes)
+
+
+def expected_trials(plan: Plan) -> int:
+    """Number of trials that the study will take; of a search about so many: two ladders of half the bits a value."""
+    search = plan.settings.search
+    if not search.values:
+        return plan.trials
+    bits = len(plan.searched_bits)
+    all_bits = len(exhaustive_values(search.values, search.exhaustive, plan.settings.run.seed))
+    # A binary search over h flips has h + 1 ends, and up to two verifying probes.
+    probes = 2 * (ceil(log2(bits / 2 + 1)) + 1)
+    return all_bits * bits + (search.values - all_bits) * min(bits, probes)
 
 
 def outcomes_by_value(records: Mapping[int, TrialRecord], bits: tuple[int, ...]) -> dict[int, dict[int, bool]]:
