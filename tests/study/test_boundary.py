@@ -55,6 +55,12 @@ def test_a_flip_to_infinity_or_nan_is_the_largest_change_away_from_zero():
     assert ladders(0, word_of(-1.5, fp32), fp32, range(32))[1].bits[-1] == 30
 
 
+def test_the_sign_of_zero_is_the_smallest_change():
+    for number_format in FORMATS:
+        up, down = ladders(0, 0, number_format, range(number_format.bits))
+        assert (up.bits[:2], down.bits) == ((number_format.bits - 1, 0), ())
+
+
 @QUICK
 @given(LENGTHS, st.data(), st.integers(0, 3))
 def test_a_monotone_boundary_is_found_in_about_log2_probes(length, data, seed):
