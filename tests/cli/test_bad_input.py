@@ -136,6 +136,10 @@ def test_unsupported_device(study):
     holds(study("--device", "abacus"), "device 'abacus' is not supported", "choose cpu, cuda or cuda:N")
 
 
+def test_search_of_other_faults_than_single_flips_of_weights(study):
+    holds(study("--search", "3"), "a search for boundary bits flips one bit", 'set sites = ["weight"]')
+
+
 def test_absent_device(study, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     holds(study("--device", "cuda"), "device cuda is not here (0 CUDA devices found)", "choose cpu")

@@ -56,6 +56,23 @@ def files_below(folder: Path) -> list[Path]:
 # study
 
 
+def test_a_search_strikes_weights_and_prints_their_boundary_bits(command, tiny, tmp_path):
+    file = tmp_path / "search.toml"
+    file.write_text(
+        "[run]\nnoise = 2\ntraced = 0\nitems_per_fault = 2\nbatch_items = 2\naudit = 0.0\n", encoding="utf-8"
+    )
+    task = tmp_path / "texts.jsonl"
+    text = {"id": "t", "kind": "generation", "group": "tiny", "contexts": ["what is"], "max_new_tokens": 3}
+    task.write_text(json.dumps(text), encoding="utf-8")
+    options = ("--model", tiny / "llama", "--task", task, "--search", 1)
+    found = one_object(command("study", file, *options, "--out", tmp_path / "out", "--json"))
+    (value,) = found["search"]["values"]
+    assert value["site"].startswith("weight ")
+    assert sorted(bit for side in value["sides"] for bit in side["bits"]) == list(range(32))
+    assert one_object(command("report", tmp_path / "out", "--json")) == found
+    assert "chosen by a search" in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
 def test_study_prints_one_json_object(command, tiny, tmp_path, finished):
     found = one_object(command("study", tiny / "study.toml", "--out", tmp_path / "out", "--json"))
     stored = load_study(tmp_path / "out")
@@ -303,7 +320,7 @@ def test_internal_error_is_told_apart_from_bad_input(finished, monkeypatch, caps
     def broken(*_: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("aftershock.study.summarise", broken)
+    monkeypatch.setattr("aftershock.study.summarise_study", broken)
     assert run(["report", str(finished), "--json"]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""

@@ -13,12 +13,12 @@ def command(
 ) -> int:
     """Write DIR/report.html, report.md and the CSV tables from the records."""
     from aftershock.report import write_report
-    from aftershock.study import load_study, summarise
+    from aftershock.study import load_study, summarise_study
 
     stored = load_study(folder)
     page = write_report(stored, folder)
     if json:
-        print_json(summarise(stored))
+        print_json(summarise_study(stored))
     else:
         console.print(f"report: {page}", soft_wrap=True, markup=False)
     return 0

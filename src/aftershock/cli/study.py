@@ -41,6 +41,9 @@ def command(
             help="Stop once this is known: 'sdc ±0.5%' (or +-), 'rank components'. --trials is then the most."
         ),
     ] = None,
+    search: Annotated[
+        int | None, typer.Option(metavar="VALUES", help="Find the boundary bit of so many weights; docs/search.md.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Everything random follows from it.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print plan, sizing and time; run nothing.")] = False,
     pilot: Annotated[
@@ -62,12 +65,13 @@ def command(
         outlook,
         require_ray,
         run_study,
-        summarise,
+        summarise_study,
     )
 
     options: dict[str, dict[str, Any]] = {
         "model": {"spec": model, "dtype": dtype, "device": device},
         "task": {"spec": task},
+        "search": {"values": search},
         "run": {"trials": trials, "until": until, "seed": seed},
     }
     settings = _settings(study, options, faults)
@@ -91,7 +95,7 @@ def command(
         crew = _crew(plan, workers, ray, executor)
         stored = run_study(plan, out, resume=resume, watch=progress, executor=runs, crew=crew)
     page = write_report(stored, out)
-    summary = summarise(stored)
+    summary = summarise_study(stored)
     _show(summary, json)
     if not json:
         console.print(f"\nreport: {page}", soft_wrap=True, markup=False)
@@ -134,6 +138,8 @@ def _settings(study: str | None, options: dict[str, dict[str, Any]], faults: Pat
         given = {key: value for key, value in values.items() if value is not None}
         if given:
             tables[table] = {**tables.get(table, {}), **given}
+    if options["search"]["values"] is not None:
+        tables["faults"] = {"sites": ["weight"], **tables.get("faults", {})}
     if faults is not None:
         if options["run"]["trials"] is not None:
             raise typer.BadParameter(

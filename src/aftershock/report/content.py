@@ -172,7 +172,12 @@ def _statement(summary: Summary) -> str:
 
 
 def _warnings(stored: StoredStudy) -> Iterator[str]:
-    if not stored.complete:
+    if stored.settings.search.values:
+        yield (
+            "The bits were chosen by a search for the smallest harmful change of each value: the rates below are of "
+            "its probes, not of random bits."
+        )
+    elif not stored.complete:
         yield (
             f"Not complete: {len(stored.trials):,} of {stored.planned:,} planned trials are in. "
             "The figures cover these, of a stratified plan its complete rounds; go on with --resume."

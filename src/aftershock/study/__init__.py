@@ -21,6 +21,7 @@ from aftershock.study.records import (
 from aftershock.study.rounds import Block, next_block
 from aftershock.study.rules import Rule, parse_rule
 from aftershock.study.run import Progress, run_study
+from aftershock.study.searched import Searched, SearchedValue, SearchSummary, summarise_study
 from aftershock.study.settings import StudySettings, check_settings, read_settings, to_toml
 from aftershock.study.store import Store, StoredStudy, load_study
 from aftershock.study.summary import Rate, SdcRate, Summary, summarise
@@ -45,6 +46,9 @@ __all__ = [
     "Replay",
     "Rule",
     "SdcRate",
+    "SearchSummary",
+    "Searched",
+    "SearchedValue",
     "Store",
     "StoredStudy",
     "Strike",
@@ -69,6 +73,7 @@ __all__ = [
     "require_ray",
     "run_study",
     "summarise",
+    "summarise_study",
     "to_toml",
     "verdict",
 ]

@@ -7,6 +7,7 @@ from aftershock.replay import ReferenceExecutor
 from aftershock.stats import sample_size, sample_size_relative, wilson
 from aftershock.study.advice import Advice
 from aftershock.study.plan import Plan
+from aftershock.study.probes import expected_trials
 from aftershock.study.records import Record
 
 PRECISIONS = (0.05, 0.03, 0.01)
@@ -14,7 +15,7 @@ RARE_RATE, RELATIVE_ERROR = 0.01, 0.25
 
 
 class Outlook(Record):
-    """A plan and its size.
+    """A plan and its size. `trials` is about right for a search for boundary bits, else exact.
 
     `population` counts the values (weights) and channels (activations) that faults are drawn from; zero for a list.
     `sizes` gives the faults needed for an absolute error at 95 % (Leveugle et al., DATE 2009, p = 0.5),
@@ -62,7 +63,7 @@ class Outlook(Record):
 def outlook(plan: Plan, *, seconds: float | None = None, advice: Advice | None = None) -> Outlook:
     """What the plan can tell; `seconds` where somebody estimated its time (`estimate_seconds`), `advice` on the items
     per fault where somebody has a pilot (`advise`)."""
-    count = plan.trials
+    count = expected_trials(plan)
     population = {
         "weight": sum(site.numel for site in plan.population.parameters),
         "activation channel": sum(site.features for site in plan.population.outputs),
@@ -122,5 +123,4 @@ def estimate_seconds(plan: Plan) -> float:
     trials = sum(
         per_item[item.id] for trial in range(known) for batch in plan.batches_of(trial) for item in batch.items
     )
-    trials *= plan.trials / known
-    return fixed + sweep * (cuts - 1) + trials
+    return fixed + sweep * (cuts - 1) + trials * expected_trials(plan) / known

@@ -23,6 +23,7 @@ from aftershock.errors import ContractError, InputError
 from aftershock.faults import (
     Cell,
     Fault,
+    Flip,
     Population,
     Stratum,
     cell_faults,
@@ -95,8 +96,19 @@ class Plan:
 
     @property
     def trials(self) -> int:
-        """Number of trials, the largest where a rule may end the study earlier."""
-        return self.settings.trials
+        """Number of trials, the largest where a rule may end the study earlier; of a search, what trying every bit of
+        every value would take."""
+        values = self.settings.search.values
+        return values * len(self.searched_bits) if values else self.settings.trials
+
+    @cached_property
+    def searched_bits(self) -> tuple[int, ...]:
+        """Bits that a search may try in each value; trial `value * len(searched_bits) + n` flips the n-th of them."""
+        return self.settings.faults.bit_positions(self.model.format)
+
+    def _draw(self, trial: int) -> int:
+        """The number that a trial's items and faults are drawn by: all trials of a searched value share one."""
+        return trial // len(self.searched_bits) if self.settings.search.values else trial
 
     @cached_property
     def digest(self) -> str:
@@ -129,7 +141,7 @@ class Plan:
     def batches_of(self, trial: int) -> tuple[Batch, ...]:
         """The batches whose items trial `trial` sees; in a stratified plan given the stratum of its fault."""
         cell = self._cell_of(trial)
-        random = generator(self.settings.run.seed, trial, "items")
+        random = generator(self.settings.run.seed, self._draw(trial), "items")
         while True:
             drawn = distinct(random, len(self.batches), self._batches_per_trial)
             batches = tuple(self.batches[number] for number in sorted(drawn.tolist()))
@@ -148,7 +160,11 @@ class Plan:
         cell = self._cell_of(trial)
         if cell is not None:
             return cell_faults(cell, self.model.format, reach, seed, trial)
-        return sample_faults(selection, self.population, self.model.format, reach, seed, trial)
+        faults = sample_faults(selection, self.population, self.model.format, reach, seed, self._draw(trial))
+        if not self.settings.search.values:
+            return faults
+        bit = self.searched_bits[trial % len(self.searched_bits)]
+        return tuple(replace(fault, corruption=Flip((bit,))) for fault in faults)
 
     def _cell_of(self, trial: int) -> Cell | None:
         place = self.place_of(trial)

@@ -8,6 +8,7 @@ import numpy as np
 from aftershock.faults import Stratum
 from aftershock.stats import neyman_allocation, stratum_variances
 from aftershock.study.plan import Plan, Round
+from aftershock.study.probes import next_probes_of
 from aftershock.study.records import TrialRecord
 from aftershock.study.verdict import Verdict, design, sdc_shares, verdict_at
 
@@ -21,12 +22,15 @@ class Block:
 
 
 def next_block(plan: Plan, records: Sequence[TrialRecord]) -> Block:
-    """What is missing of the first round that is not complete; nothing where a rule ended the study or none is left.
+    """What is missing of the first round that is not complete, or what a search tries next; nothing where a rule ended
+    the study or none is left.
 
     A pure function of the plan and of the records of complete rounds: however often a study is killed, in whatever
     order and on however many machines its trials are run, it comes to the same trials.
     """
     stored = {record.trial: record for record in records}
+    if plan.settings.search.values:
+        return Block(plan, next_probes_of(plan, stored))
     plan, begin = replace(plan, rounds=plan.rounds[:1]), 0
     for end in plan.settings.round_ends:
         if begin:

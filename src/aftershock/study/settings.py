@@ -98,6 +98,17 @@ class RunSettings(_Table):
         return self.plan == "neyman" or bool(self.until)
 
 
+class SearchSettings(_Table):
+    """`[search]`: find the bit from which on a flip does harm, in place of drawing bits.
+
+    values      weights to search, in place of `run.trials`; 0: no search
+    exhaustive  share of them of which every bit is tried, to tell how far the search can be trusted
+    """
+
+    values: int = Field(0, ge=0)
+    exhaustive: float = Field(0.1, ge=0, le=1)
+
+
 class StudySettings(_Table):
     """A whole study. `fault_list` holds faults in the grammar, one trial each, in place of drawing them."""
 
@@ -105,6 +116,7 @@ class StudySettings(_Table):
     task: TaskSettings = TaskSettings()
     faults: Selection = Selection()
     fault_list: tuple[str, ...] = ()
+    search: SearchSettings = SearchSettings()
     run: RunSettings = RunSettings()
 
     @model_validator(mode="after")
@@ -117,6 +129,14 @@ class StudySettings(_Table):
         several = faults.count > 1 or faults.rate is not None
         if rule is not None and rule.ranks and several:
             raise ValueError('until = "rank components" needs one fault a trial: leave count and rate out of [faults]')
+        one_flip = (faults.corruption, faults.bits_per_word, faults.count, faults.rate) == ("flip", 1, 1, None)
+        if self.search.values and (self.fault_list or faults.sites != ("weight",) or not one_flip):
+            raise ValueError(
+                'a search for boundary bits flips one bit of one stored value: set sites = ["weight"] under [faults], '
+                "leave corruption, bits_per_word, count and rate out, and give no fault list"
+            )
+        if self.search.values and self.run.in_rounds:
+            raise ValueError("a search chooses its own trials: leave until and plan out, or search")
         return self
 
     @property
