@@ -23,7 +23,7 @@ from aftershock.replay.reference import (
     columns_of,
     lasting,
 )
-from aftershock.replay.shapes import Shapes
+from aftershock.replay.shapes import Shapes, memory_budget
 from aftershock.replay.stock import Line, Stock, faults_by_row, line_of
 
 LOOKAHEAD = 32
@@ -39,20 +39,20 @@ class FastExecutor(ReferenceExecutor):
     golden's again; writes the answers that leave golden's on together, those of many trials at once.
 
     What it skips is work whose result is known to the bit: the layers and calls before the fault have golden's inputs
-    and golden's shapes. `memory`, in bytes, bounds the golden state that is kept (half of it), and that of answers that
-    wait for company (the other half).
+    and golden's shapes. `memory`, in bytes (2 GiB if not given, on a GPU a quarter of its own), bounds the golden state
+    that is kept (half of it), and that of answers that wait for company (the other half).
     """
 
     audited = True
 
-    def __init__(self, model: LoadedModel, memory: int = 2**31, shapes: Shapes | None = None) -> None:
-        super().__init__(model, memory // 2, shapes)
+    def __init__(self, model: LoadedModel, memory: int | None = None, shapes: Shapes | None = None) -> None:
+        super().__init__(model, (memory_budget(model.device) if memory is None else memory) // 2, shapes)
         names = [site.module for site in model.components.outputs if site.component == "residual"]
         self._layers = [model.module.get_submodule(name) for name in names]
 
     def trials(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Run | ModelCrashedError]]:
         """Every job with its run; those whose answers leave golden's wait for company."""
-        stock = Stock(self._shapes.continued_rows, self._memory)
+        stock = Stock(self._shapes, self._memory)
         for job, begun in self._begun(jobs):
             if not isinstance(begun, Pending):
                 yield job, begun
@@ -167,7 +167,8 @@ class FastExecutor(ReferenceExecutor):
         lines = [line for line in lines if stock.waits(line)]
         if not lines:
             return
-        rows, columns = self._shapes.continued_rows, columns_of(lines[0].pending.job.batch)
+        columns = columns_of(lines[0].pending.job.batch)
+        rows = self._shapes.rows(lines[0].prefix, columns)
         try:
             with row_faults(self.model, faults_by_row(lines), rows):
                 written = continue_greedy(self.model, [line.prefix for line in lines], rows, columns)

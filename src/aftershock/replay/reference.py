@@ -336,10 +336,10 @@ class ReferenceExecutor:
         return CLOSE * noise * max(1.0, faulty / largest)
 
     def _continue_alone(self, pending: Pending) -> Run:
-        with self._armed(lasting(pending.job.faults), range(self._shapes.continued_rows)):
-            written = continue_greedy(
-                self.model, pending.prefixes, self._shapes.continued_rows, columns_of(pending.job.batch)
-            )
+        columns = columns_of(pending.job.batch)
+        rows = self._shapes.rows(pending.prefixes[0], columns)
+        with self._armed(lasting(pending.job.faults), range(rows)):
+            written = continue_greedy(self.model, pending.prefixes, rows, columns)
         return self._finish(pending, written)
 
     def _finish(self, pending: Pending, written: Generated) -> Run:

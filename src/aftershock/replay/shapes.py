@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from aftershock.models import Block, LoadedModel
+import torch
+
+from aftershock.models import Block, LoadedModel, Prefix
 
 MOST_CALLS = 8
 """Teacher-forced columns are cut into about so many calls at most."""
@@ -25,6 +27,15 @@ class Shapes:
     call_columns: int
     continued_rows: int
 
+    def rows(self, prefix: Prefix, columns: int) -> int:
+        """Rows in which answers like `prefix` are written on: as many as are wanted, halved until their keys and
+        values, in so many columns, fit an eighth of the device's memory."""
+        per_row = 2 * columns * prefix.nbytes // prefix.fed
+        rows = self.continued_rows
+        while rows > 1 and rows * per_row > _memory(prefix.states[0].device) // 8:
+            rows //= 2
+        return rows
+
     def cuts(self, block: Block) -> tuple[int, ...]:
         """Columns before which every teacher-forced run over the block is cut: one call ends where the context does,
         so that what came before a fault need not run again."""
@@ -33,7 +44,17 @@ class Shapes:
         return (*range(answers % step, answers, step), *range(answers, width, step))
 
 
-BY_DEVICE = MappingProxyType({"cpu": Shapes(1, 16, 64), "cuda": Shapes(16, 64, 2048)})
+def _memory(device: torch.device) -> int:
+    """Bytes of a device's memory; of a CPU's, what shapes are made for."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 2**34
+
+
+def memory_budget(device: torch.device) -> int:
+    """Bytes that an executor may keep where nobody says: 2 GiB, on a GPU a quarter of its memory."""
+    return _memory(device) // (4 if device.type == "cuda" else 8)
+
+
+BY_DEVICE = MappingProxyType({"cpu": Shapes(1, 16, 64), "cuda": Shapes(32, 64, 8192)})
 
 
 def shapes_of(model: LoadedModel) -> Shapes:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from aftershock.faults import Fault
 from aftershock.models import Generated, Prefix
 from aftershock.replay.reference import Pending, columns_of, lasting
+from aftershock.replay.shapes import Shapes
 
 ENOUGH = 6
 """Times the rows of one run that wait before any is written on: with many to choose from, those of one run end at
@@ -30,10 +31,11 @@ def faults_by_row(lines: Sequence[Line]) -> dict[tuple[int, ...], Sequence[Fault
 
 
 class Stock:
-    """Lines that wait, by the columns they need; `rows` make up a run. `memory` bounds their states, in bytes."""
+    """Lines that wait, by the columns they need; `shapes` tell how many make up a run. `memory` bounds their states, in
+    bytes."""
 
-    def __init__(self, rows: int, memory: int) -> None:
-        self._rows, self._memory = rows, memory
+    def __init__(self, shapes: Shapes, memory: int) -> None:
+        self._shapes, self._memory = shapes, memory
         self._waiting: dict[int, list[Line]] = {}
         self._written: dict[int, dict[int, Generated]] = {}
         self._held = 0
@@ -51,17 +53,23 @@ class Stock:
             return self.rest()
         due = []
         for columns, lines in self._waiting.items():
-            if len(lines) >= ENOUGH * self._rows:
+            rows = self._shapes.rows(lines[0].prefix, columns) if lines else 1
+            if len(lines) >= ENOUGH * rows:
                 ordered = _ordered(lines)
-                whole = len(ordered) - len(ordered) % self._rows
-                due += _parts(ordered[:whole], self._rows)
+                whole = len(ordered) - len(ordered) % rows
+                due += _parts(ordered[:whole], rows)
                 self._waiting[columns] = ordered[whole:]
         self._held -= sum(line.prefix.nbytes for lines in due for line in lines)
         return due
 
     def rest(self) -> list[list[Line]]:
         """Everything that waits."""
-        due = [part for lines in self._waiting.values() for part in _parts(_ordered(lines), self._rows)]
+        due = [
+            part
+            for columns, lines in self._waiting.items()
+            if lines
+            for part in _parts(_ordered(lines), self._shapes.rows(lines[0].prefix, columns))
+        ]
         self._waiting.clear()
         self._held = 0
         return due
