@@ -133,7 +133,7 @@ def test_unsupported_dtype(study):
 
 
 def test_unsupported_device(study):
-    holds(study("--device", "abacus"), "device 'abacus' is not supported", "choose cpu, cuda or cuda:N")
+    holds(study("--device", "abacus"), "device 'abacus' is not supported", "choose cpu, cuda, cuda:N")
 
 
 def test_search_of_other_faults_than_single_flips_of_weights(study):
