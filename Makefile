@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # pip's own setting for local wheels holds for the faster installer too.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test test-workers lint bench clean
 
 setup: $(VENV)/ready
 
@@ -25,6 +25,9 @@ demo: setup
 
 test: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-workers: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m workers
 
 lint: setup
 	$(BIN)/ruff check .

@@ -9,6 +9,8 @@ from aftershock.errors import ContractError, InputError
 from aftershock.study.worker import Failed, Worker
 from inline_team import Inline
 
+pytestmark = pytest.mark.workers
+
 
 @pytest.fixture
 def workers(monkeypatch):

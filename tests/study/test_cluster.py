@@ -15,6 +15,8 @@ from aftershock.study.dealing import Dealt
 from aftershock.study.worker import Free, Lost, orders_of
 from tiny_study import tiny_settings
 
+pytestmark = pytest.mark.workers
+
 NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80 * 2**20, "include_log_monitor": False}
 DEATH_SOON = {
     "health_check_initial_delay_ms": 0,

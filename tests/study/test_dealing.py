@@ -17,6 +17,8 @@ from aftershock.study.worker import Failed, Free, Lost, Message, Result, Worker,
 from inline_team import LOSS, Inline
 from tiny_study import tiny_settings
 
+pytestmark = pytest.mark.workers
+
 PLAN = SimpleNamespace(model=SimpleNamespace(device=torch.device("cpu")), used_batches=(0, 1, 2))
 
 

@@ -11,6 +11,8 @@ from aftershock.study.processes import Processes
 from aftershock.study.worker import Free, Lost, orders_of
 from tiny_study import tiny_settings
 
+pytestmark = pytest.mark.workers
+
 
 class Watched(Processes):
     """Lets the work begin when all workers are there, and keeps what was said of losses."""

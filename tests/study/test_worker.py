@@ -11,6 +11,8 @@ from aftershock.study.worker import Failed, Free, Lost, Result, Worker, WorkerEr
 from tiny_models import save_tiny
 from tiny_study import tiny_settings
 
+pytestmark = pytest.mark.workers
+
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
