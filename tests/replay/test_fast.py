@@ -21,8 +21,8 @@ CASES = [(family, torch.float32) for family in FAMILIES]
 CASES += [(family, torch.bfloat16) for family in ("llama", "gemma3", "qwen3", "mixtral", "gpt2")]
 """18 cases of 34 fault sets each: over 600 different sets."""
 
-SHORT_CALLS = Shapes(copies=1, call_columns=6, continued_rows=8)
-IN_COMPANY = Shapes(copies=4, call_columns=8, continued_rows=8)
+SHORT_CALLS = Shapes(copies=1, call_tokens=24, continued_rows=8)
+IN_COMPANY = Shapes(copies=4, call_tokens=128, continued_rows=8)
 
 model_of = cache(tiny_loaded)
 

@@ -19,12 +19,12 @@ class Shapes:
     """Sizes of what runs together.
 
     `copies`: how often a batch's rows stand in one teacher-forced run, each time under the faults of another trial.
-    `call_columns`: columns of one of its calls, at least. `continued_rows`: rows in which answers that left golden's
+    `call_tokens`: tokens of all rows in one of its calls, at least. `continued_rows`: rows in which answers that left golden's
     are written on.
     """
 
     copies: int
-    call_columns: int
+    call_tokens: int
     continued_rows: int
 
     def rows(self, prefix: Prefix, columns: int) -> int:
@@ -38,9 +38,11 @@ class Shapes:
 
     def cuts(self, block: Block) -> tuple[int, ...]:
         """Columns before which every teacher-forced run over the block is cut: one call ends where the context does,
-        so that what came before a fault need not run again."""
+        so that what came before a fault need not run again. Small blocks are not cut."""
         width, answers = int(block.tokens.shape[1]), block.context_width - 1
-        step = max(self.call_columns, -(-width // MOST_CALLS))
+        step = max(-(-self.call_tokens // block.rows), -(-width // MOST_CALLS))
+        if step >= width:
+            return ()
         return (*range(answers % step, answers, step), *range(answers, width, step))
 
 
@@ -54,7 +56,7 @@ def memory_budget(device: torch.device) -> int:
     return _memory(device) // (4 if device.type == "cuda" else 8)
 
 
-BY_DEVICE = MappingProxyType({"cpu": Shapes(1, 16, 64), "cuda": Shapes(32, 64, 8192)})
+BY_DEVICE = MappingProxyType({"cpu": Shapes(1, 256, 64), "cuda": Shapes(32, 2**15, 8192)})
 
 
 def shapes_of(model: LoadedModel) -> Shapes:
@@ -63,7 +65,7 @@ def shapes_of(model: LoadedModel) -> Shapes:
     Experts work on the tokens that all rows send them, so there a row's bits depend on its company: one copy.
     """
     found = BY_DEVICE.get(model.device.type, BY_DEVICE["cuda"])
-    return Shapes(1, found.call_columns, found.continued_rows) if rows_mix(model) else found
+    return Shapes(1, found.call_tokens, found.continued_rows) if rows_mix(model) else found
 
 
 def rows_mix(model: LoadedModel) -> bool:
