@@ -19,8 +19,8 @@ class Shapes:
     """Sizes of what runs together.
 
     `copies`: how often a batch's rows stand in one teacher-forced run, each time under the faults of another trial.
-    `call_tokens`: tokens of all rows in one of its calls, at least. `continued_rows`: rows in which answers that left golden's
-    are written on.
+    `call_tokens`: tokens of all rows in one of its calls, at least. `continued_rows`: rows in which answers that left
+    golden's are written on.
     """
 
     copies: int
