@@ -11,7 +11,6 @@ fate (beta-binomial), rounds allocated by Neyman's rule from what the rounds bef
 - the bias, as a share of the truth, of weights that take all rounds together, which are not used for that reason.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from aftershock.stats import (
     weighted_interval,
     wilson,
 )
+from benchmarks.arguments import parser
 from benchmarks.environment import environment
 
 ITEMS = 8
@@ -76,11 +76,9 @@ POPULATIONS = tuple(
 
 def main() -> None:
     """Simulate, print, and end with one JSON object on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="the only output there is; kept for uniformity")
-    parser.add_argument("--quick", action="store_true", help="fewer studies")
-    parser.add_argument("--studies", type=int, help="simulated studies of each population")
-    arguments = parser.parse_args()
+    options = parser(__doc__, "fewer studies")
+    options.add_argument("--studies", type=int, help="simulated studies of each population")
+    arguments = options.parse_args()
     studies = arguments.studies or (200 if arguments.quick else 2000)
     started = time.perf_counter()
     figures = {population.name: figures_of(population, studies) for population in POPULATIONS}

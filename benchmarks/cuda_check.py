@@ -10,7 +10,6 @@ With `--devices N` (N GPUs of one kind) besides: the same studies with each mode
 worker process on each of them, must give the records of one GPU.
 """
 
-import argparse
 import json
 import platform
 import sys
@@ -24,6 +23,7 @@ import transformers
 
 from aftershock.models import load
 from aftershock.study import StoredStudy, check_settings, make_plan, process_crew, run_study, summarise
+from benchmarks.arguments import parser
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -133,13 +133,11 @@ def shared(spec: str, folder: Path, devices: int, trials: int, families: int) ->
 
 def main() -> None:
     """Print one JSON object on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="the only output there is; kept for uniformity")
-    parser.add_argument("--quick", action="store_true", help="fewer trials")
-    parser.add_argument("--model", default="demo:smollm2-135m")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--devices", type=int, default=1, help="GPUs to share models and work among")
-    arguments = parser.parse_args()
+    options = parser(__doc__, "fewer trials")
+    options.add_argument("--model", default="demo:smollm2-135m")
+    options.add_argument("--device", default="cuda")
+    options.add_argument("--devices", type=int, default=1, help="GPUs to share models and work among")
+    arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         rows = tiny(arguments.device, Path(name), 6, 4 if arguments.quick else 99)
         measured = real(arguments.model, arguments.device, Path(name), 20 if arguments.quick else 200)

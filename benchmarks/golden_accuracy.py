@@ -5,7 +5,6 @@ the WikiText-2 test text, by plain teacher-forced passes. `--data` is the folder
 figures are those of the model cards of SmolLM2-135M-Instruct and SmolLM2-135M (zero-shot, whole test sets).
 """
 
-import argparse
 import json
 import platform
 import time
@@ -21,6 +20,7 @@ import torch
 
 from aftershock.models import LoadedModel, load
 from aftershock.tasks import Answer, Item, Row, RowResult, encode, judge, load_task, perplexity, windows
+from benchmarks.arguments import parser
 
 TOKENS_PER_BATCH = 2048
 WINDOW = 2048
@@ -55,15 +55,13 @@ PUBLISHED = {
 
 def main() -> None:
     """Measure, print, and end with one JSON object on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print the JSON object only")
-    parser.add_argument("--quick", action="store_true", help="40 items a task and 8 windows of text")
-    parser.add_argument("--model", default="demo:smollm2-135m")
-    parser.add_argument("--data", type=Path, default=Path("shared/data"))
-    parser.add_argument("--tasks", nargs="+", choices=[*TASKS, WIKITEXT], default=[*TASKS, WIKITEXT])
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
+    options = parser(__doc__, "40 items a task and 8 windows of text")
+    options.add_argument("--model", default="demo:smollm2-135m")
+    options.add_argument("--data", type=Path, default=Path("shared/data"))
+    options.add_argument("--tasks", nargs="+", choices=[*TASKS, WIKITEXT], default=[*TASKS, WIKITEXT])
+    options.add_argument("--dtype", default="bfloat16")
+    options.add_argument("--device", default="cpu")
+    arguments = options.parse_args()
 
     started = time.perf_counter()
     model = load(arguments.model, dtype=arguments.dtype, device=arguments.device)

@@ -6,7 +6,6 @@ padding, `generate` for texts), put the word back, and sort the answers by rules
 Nothing of aftershock is imported here or in `benchmarks.independent_rules`.
 """
 
-import argparse
 import hashlib
 import json
 import re
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.arguments import parser
 from benchmarks.environment import environment
 from benchmarks.independent_rules import OUTCOMES, SDC, Answer, Item, is_right, outcome
 
@@ -80,12 +80,12 @@ class Model:
 
 def main() -> None:
     """Run the study, repeat it, and end with one JSON object on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print the JSON object only")
-    parser.add_argument("--quick", action="store_true", help="10 trials on 30 items")
-    parser.add_argument("--trials", type=int, default=100)
-    parser.add_argument("--study", type=Path, help="check this study (weight faults, fp32, probe) instead of a new one")
-    arguments = parser.parse_args()
+    options = parser(__doc__, "10 trials on 30 items")
+    options.add_argument("--trials", type=int, default=100)
+    options.add_argument(
+        "--study", type=Path, help="check this study (weight faults, fp32, probe) instead of a new one"
+    )
+    arguments = options.parse_args()
 
     started = time.perf_counter()
     with TemporaryDirectory() as scratch:

@@ -4,7 +4,6 @@ Time and bytes that one fault adds to the call it strikes (checked, armed, fired
 under an empty `Injection`, on SmolLM2-135M in fp32.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from aftershock.faults import ActivationSite, Fault, parse_faults
 from aftershock.inject import Injection
 from aftershock.models import FIRST_TOKEN, PREFILL, LoadedModel, Pass, align, load
+from benchmarks.arguments import parser
 from benchmarks.environment import environment
 
 MODEL = "demo:smollm2-135m"
@@ -31,10 +31,8 @@ WARM_UP = 5
 
 def main() -> None:
     """Measure and end with one JSON object on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true", help="print the JSON object only")
-    parser.add_argument("--quick", action="store_true", help="a tenth of the repetitions")
-    arguments = parser.parse_args()
+    options = parser(__doc__, "a tenth of the repetitions")
+    arguments = options.parse_args()
 
     started = time.perf_counter()
     model = load(MODEL, dtype="float32")

@@ -12,7 +12,6 @@ executor's, and how many answers equal those of decoding, beside the rate at whi
 the batch is cut in halves.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -29,6 +28,7 @@ from aftershock.numerics import words
 from aftershock.replay import Batch, FastExecutor, Job, ModelCrashedError, ReferenceExecutor, Run, make_batches
 from aftershock.replay.reference import Pending
 from aftershock.tasks import Item, load_task, probe_items
+from benchmarks.arguments import model_parser
 from benchmarks.environment import environment
 
 PROMPTS, TOKENS, THREADS = 16, 64, 2
@@ -53,15 +53,9 @@ class Verifying(FastExecutor):
 
 def main() -> None:
     """Measure, print, and end with one JSON object on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="the only output there is; kept for uniformity")
-    parser.add_argument("--quick", action="store_true", help="fewer trials")
-    parser.add_argument("--model", default="demo:smollm2-135m")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--trials", type=int)
-    parser.add_argument("--data", type=Path, help="folder with the task files, for multiple choice")
-    arguments = parser.parse_args()
+    options = model_parser(__doc__, "fewer trials")
+    options.add_argument("--data", type=Path, help="folder with the task files, for multiple choice")
+    arguments = options.parse_args()
     torch.set_num_threads(THREADS)
     trials = arguments.trials or (32 if arguments.quick else 300)
     decoded = 4 if arguments.quick else 20

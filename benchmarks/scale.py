@@ -11,7 +11,6 @@ The constants that docs/scale.md plans with, on SmolLM2 (16 prompts, each answer
 Two workers need two idle cores: `cores` and `load` say what there was.
 """
 
-import argparse
 import io
 import json
 import os
@@ -33,6 +32,7 @@ from aftershock.study.dealing import Dealt
 from aftershock.study.processes import Processes
 from aftershock.study.worker import Message, orders_of
 from aftershock.tasks import probe_items
+from benchmarks.arguments import parser
 from benchmarks.environment import environment
 
 FULL, QUICK = (16, 64, 96, 3, 5000), (4, 16, 24, 1, 500)
@@ -60,13 +60,11 @@ class Ready(Processes):
 
 def main() -> None:
     """Measure, print, and end with one JSON object on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="the only output there is; kept for uniformity")
-    parser.add_argument("--quick", action="store_true", help="fewer trials, one turn")
-    parser.add_argument("--model", default="demo:smollm2-135m")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--trials", type=int)
-    arguments = parser.parse_args()
+    options = parser(__doc__, "fewer trials, one turn")
+    options.add_argument("--model", default="demo:smollm2-135m")
+    options.add_argument("--dtype", default="float32")
+    options.add_argument("--trials", type=int)
+    arguments = options.parse_args()
     prompts, tokens, trials, turns, stored = QUICK if arguments.quick else FULL
     trials = arguments.trials or trials
     started, load = time.perf_counter(), os.getloadavg()[0]

@@ -16,7 +16,6 @@ often as if there had been two more trials, that of a trial of any stratum with 
 bits. So a stratum of few trials that were all alike is not taken for one without variance.
 """
 
-import argparse
 import json
 import tempfile
 import time
@@ -41,6 +40,7 @@ from aftershock.stats import (
 )
 from aftershock.study import Plan, StoredStudy, check_settings, make_plan, run_study, summarise
 from aftershock.tasks import probe_items
+from benchmarks.arguments import model_parser
 from benchmarks.environment import environment
 
 KEYS = ("site", "component", "bit_class", "stage")
@@ -88,17 +88,11 @@ class Population:
 
 def main() -> None:
     """Measure, print, and end with one JSON object on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="the only output there is; kept for uniformity")
-    parser.add_argument("--quick", action="store_true", help="fewer trials and simulated studies")
-    parser.add_argument("--model", default="demo:smollm2-135m")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--trials", type=int)
-    parser.add_argument("--prompts", type=int, help="the shortest ones of the probe set's questions")
-    parser.add_argument("--tokens", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=2)
-    arguments = parser.parse_args()
+    options = model_parser(__doc__, "fewer trials and simulated studies")
+    options.add_argument("--prompts", type=int, help="the shortest ones of the probe set's questions")
+    options.add_argument("--tokens", type=int, default=4)
+    options.add_argument("--threads", type=int, default=2)
+    arguments = options.parse_args()
     keys = QUICK_KEYS if arguments.quick else KEYS
     trials = arguments.trials or (200 if arguments.quick else 1200)
     prompts = arguments.prompts or (4 if arguments.quick else 8)

@@ -8,7 +8,6 @@ by the reference executor and by the fast executor. The losses under each fault 
 void. Then what each tool does when more is asked of it, in its own words.
 """
 
-import argparse
 import json
 import math
 import os
@@ -31,6 +30,7 @@ from aftershock.faults import Fault, Flip, Selection, WeightSite, sample_faults,
 from aftershock.models import LoadedModel, decode, load
 from aftershock.replay import Batch, Executor, FastExecutor, Job, ModelCrashedError, ReferenceExecutor, Run
 from aftershock.tasks import Item, probe_items, windows
+from benchmarks.arguments import parser
 from benchmarks.environment import environment
 
 MODEL = "demo:smollm2-135m"
@@ -51,12 +51,10 @@ Runner = Callable[[Sequence[Fault]], list[float]]
 
 def main() -> None:
     """Measure, print, and end with one JSON object on the last line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", action="store_true", help="the only output there is; kept for uniformity")
-    parser.add_argument("--quick", action="store_true", help="fewer faults")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--data", type=Path, help="a text file to take the rows from, in place of the probe set")
-    arguments = parser.parse_args()
+    options = parser(__doc__, "fewer faults")
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--data", type=Path, help="a text file to take the rows from, in place of the probe set")
+    arguments = options.parse_args()
     count, size = (2, 4) if arguments.quick else (4, 6)
     torch.set_num_threads(arguments.threads)
 

@@ -3,8 +3,6 @@
 `python -m benchmarks.foreign.mrfi_tool` serves trials, `... FOLDER` prints the attempts.
 """
 
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import torch
 from mrfi import MRFI, EasyConfig
 
-from benchmarks.foreign.serve import Flip, Trial, flip_words, load, mentions, serve, try_all
+from benchmarks.foreign.serve import Flip, Trial, flip_words, load, main, mentions
 
 PROMPT = torch.arange(1000, 1008)[None]
 MODULE = "model.layers.3.mlp.down_proj"
@@ -161,6 +159,7 @@ def seeded(folder: str) -> str:
     clean = weight.clone()
     places = []
     for _ in range(2):
+        # The global generator is what the tool draws from; that is tried here.
         torch.manual_seed(7)
         tool(input_ids=PROMPT)
         places.append(struck(weight, clean))
@@ -231,7 +230,4 @@ TRIES = {
 }
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(try_all(TRIES, sys.argv[1])))
-    else:
-        serve(make)
+    main(make, TRIES)

@@ -4,15 +4,13 @@
 hooks that the tool has for a user's own error models (`function=`).
 """
 
-import json
 import random
-import sys
 from typing import Any
 
 import torch
 from pytorchfi import core, neuron_error_models, weight_error_models
 
-from benchmarks.foreign.serve import Flip, Trial, flip_words, load, mentions, serve, try_all
+from benchmarks.foreign.serve import Flip, Trial, flip_words, load, main, mentions
 
 BATCH, TOKENS = 2, 8
 """Shape of the attempts."""
@@ -147,6 +145,7 @@ def seeded(folder: str) -> str:
     tool = wrapped(folder)
     places = []
     for _ in range(2):
+        # The global generator is what the tool draws from; that is tried here.
         random.seed(7)
         places.append(weight_error_models.random_weight_location(tool))
     return "the same place" if places[0] == places[1] else "different places"
@@ -191,7 +190,4 @@ TRIES = {
 }
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(try_all(TRIES, sys.argv[1])))
-    else:
-        serve(make)
+    main(make, TRIES)

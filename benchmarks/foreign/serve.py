@@ -68,6 +68,14 @@ def serve(make: Callable[[Any, torch.Tensor], Trial]) -> None:
         print(json.dumps(mean_loss(trial(flip), tokens)), flush=True)
 
 
+def main(make: Callable[[Any, torch.Tensor], Trial], tries: dict[str, Callable[[str], str]]) -> None:
+    """Serve trials; with a folder as argument, print what came of every attempt instead."""
+    if len(sys.argv) > 1:
+        print(json.dumps(try_all(tries, sys.argv[1])))
+    else:
+        serve(make)
+
+
 def try_all(tries: dict[str, Callable[[str], str]], folder: str) -> dict[str, str]:
     """What each attempt came to: its own words, or the exception that ended it."""
     logging.disable(logging.CRITICAL)
