@@ -5,7 +5,7 @@ from functools import cache
 
 import pytest
 import torch
-from small_tasks import ITEMS, generation
+from small_tasks import ITEMS, cloze, generation
 
 from aftershock.errors import ContractError
 from aftershock.faults import Fault, Selection, parse_faults, sample_faults, select
@@ -282,3 +282,48 @@ def test_golden_state_stays_within_its_memory() -> None:
         assert executor.held <= free.held // 2
     fault = parse_faults("weight model.layers.1.mlp.up_proj.weight[3,4] replace 40.0")
     assert all(same(executor.trial(batch, fault), free.trial(batch, fault)) for batch in batches)
+
+
+HELD, ABSENT = "model.embed_tokens.weight[5,3]", "model.embed_tokens.weight[50,3]"
+
+
+@pytest.mark.parametrize(
+    ("family", "line", "proof"),
+    [
+        ("llama", f"weight {UP}[3,4] add 0.0", "converged"),
+        ("llama", f"weight {UP}[3,4] flip 30", None),
+        # The last norm comes after every layer: nothing is left that could be golden's again.
+        ("llama", f"weight {NORM}[3] add 0.0", None),
+        ("llama", "activation model.layers.0[3] add 0.0 at first_token", "converged"),
+        ("llama", "activation model.layers.0[3] add 50.0 at decode:40", "not_activated"),
+        ("llama", "weight model.layers.0.mlp.up_proj.weight[3,4] replace 9.0 from decode:40", "not_activated"),
+        # In the tied table the row that no prompt holds is lm_head's too.
+        ("llama", f"weight {ABSENT} replace 9.0", None),
+        ("qwen3", f"weight {ABSENT} replace 9.0", "not_activated"),
+        ("qwen3", f"weight {ABSENT} replace 9.0 & weight {UP}[3,4] add 0.0", "converged"),
+        ("qwen3", f"weight {ABSENT} replace 9.0 & weight {UP}[3,4] flip 30", None),
+        ("qwen3", f"weight {HELD} replace 9.0", None),
+    ],
+)
+@pytest.mark.parametrize("shapes", [SHORT_CALLS, IN_COMPANY])
+def test_a_run_that_ends_early_says_what_proves_it(family: str, line: str, proof: str | None, shapes: Shapes) -> None:
+    model = model_of(family)
+    (batch,) = batches_of(model, [cloze("held", "!" + model.tokenizer.decode([5]), "five")])
+    faults = parse_faults(line)
+    found = FastExecutor(model, shapes=shapes).trial(batch, faults)
+    expected = ReferenceExecutor(model, shapes=shapes).trial(batch, faults)
+    assert same(found, expected)
+    assert expected.proof is None
+    # Runs that trials share are not looked at.
+    alone = shapes.copies == 1 or "from" in line
+    assert found.proof == (proof if alone else None)
+
+
+def test_a_fault_of_a_stage_that_no_item_has_is_not_activated() -> None:
+    """Contexts of one token have no prefill."""
+    model = model_of("llama")
+    (batch,) = batches_of(model, [cloze(text, text, "five") for text in "ab"])
+    faults = parse_faults(f"weight {NORM}[3] replace 9.0 at prefill")
+    found = FastExecutor(model).trial(batch, faults)
+    assert found.proof == "not_activated"
+    assert same(found, ReferenceExecutor(model).trial(batch, faults))

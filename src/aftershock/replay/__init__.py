@@ -2,7 +2,7 @@
 
 from aftershock.replay.batches import Batch, make_batches
 from aftershock.replay.distance import Distance, distance
-from aftershock.replay.executor import Executor, ItemRun, Job, ModelCrashedError, Run
+from aftershock.replay.executor import Executor, ItemRun, Job, ModelCrashedError, Proof, Run
 from aftershock.replay.fast import FastExecutor
 from aftershock.replay.reference import ReferenceExecutor
 from aftershock.replay.trace import residual_error
@@ -15,6 +15,7 @@ __all__ = [
     "ItemRun",
     "Job",
     "ModelCrashedError",
+    "Proof",
     "ReferenceExecutor",
     "Run",
     "distance",

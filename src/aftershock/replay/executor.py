@@ -12,7 +12,7 @@ the two paths could have decided it. That makes fp32 answers equal to `generate`
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 
@@ -20,6 +20,14 @@ from aftershock.faults import Fault
 from aftershock.inject import Struck
 from aftershock.replay.batches import Batch
 from aftershock.tasks import Answer
+
+Proof = Literal["not_activated", "converged"]
+"""How a run was known to be golden's before it came to its end.
+
+`not_activated`: nothing that runs reads what the faults change, such as the embedding of a token that no prompt holds,
+or their moment never comes. `converged`: after the last faulty layer of every call that they touch, the residual stream
+and all keys and values were golden's to the bit.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,12 @@ class ItemRun:
 
 @dataclass(frozen=True)
 class Run:
-    """What one run of a batch gave: its items, and the words that faults wrote."""
+    """What one run of a batch gave: its items, the words that faults wrote, and the proof that ended it early (None
+    where it ran to its end)."""
 
     items: tuple[ItemRun, ...]
     struck: tuple[Struck, ...]
+    proof: Proof | None = None
 
 
 class ModelCrashedError(Exception):

@@ -11,7 +11,7 @@ from aftershock.inject import Injection, Struck, changes_one_channel, row_faults
 from aftershock.models import ColumnCache, LoadedModel, Pass, continue_greedy
 from aftershock.numerics import words
 from aftershock.replay.company import Member, in_parts, members, renumbered, sociable, strikes_of
-from aftershock.replay.executor import Job, ModelCrashedError, Run
+from aftershock.replay.executor import Job, ModelCrashedError, Proof, Run
 from aftershock.replay.observe import Asked, Seen, joined
 from aftershock.replay.reach import Reach, reach_of
 from aftershock.replay.reference import (
@@ -204,7 +204,7 @@ class FastExecutor(ReferenceExecutor):
             tuple(states[:, :, own].clone() for states in cache.states),
         )
 
-    def _trial_pass(self, job: Job, golden: GoldenRun, injection: Injection) -> Forced | None:
+    def _trial_pass(self, job: Job, golden: GoldenRun, injection: Injection) -> Forced | Proof:
         trajectory, calls = golden.trajectory, golden.calls
         assert trajectory is not None
         reach = reach_of(job.faults, self.model, golden.block)
@@ -212,10 +212,12 @@ class FastExecutor(ReferenceExecutor):
         cache = self._cache(golden, trajectory, reach.first, begin)
         for call in calls[:begin]:
             injection.begin_pass(call)
+        if begin == len(calls):
+            return "not_activated"
         seen, as_golden = list(trajectory.seen[:begin]), True
         for number, call in enumerate(calls[begin:], begin):
             if as_golden and call.start >= reach.stop:
-                return None
+                return "converged"
             watched = self._watched(trajectory, reach, number, call, cache) if as_golden else nullcontext()
             try:
                 with self._resumed(trajectory, reach.first, number), watched:
@@ -227,7 +229,7 @@ class FastExecutor(ReferenceExecutor):
                 as_golden = False
             seen.append(found)
         if as_golden:
-            return None
+            return "converged"
         return Forced(joined(seen), cache.states, trajectory.states, reach.first)
 
     def _cache(self, golden: GoldenRun, trajectory: Trajectory, first: int, begin: int) -> ColumnCache:

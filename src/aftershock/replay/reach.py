@@ -30,8 +30,9 @@ class Reach:
 def reach_of(faults: Sequence[Fault], model: LoadedModel, block: Block) -> Reach:
     """The reach of a fault set; an empty one touches nothing."""
     width = int(block.tokens.shape[1])
-    spans = [_layers(fault, model, block) for fault in faults]
-    columns = [_columns(fault, block, width) for fault in faults]
+    read = [fault for fault in faults if not _never_read(fault, model, block)]
+    spans = [_layers(fault, model, block) for fault in read]
+    columns = [_columns(fault, block, width) for fault in read]
     lasts = [last for _, last in spans if last is not None]
     return Reach(
         min((first for first, _ in spans), default=model.components.layers),
@@ -51,19 +52,34 @@ def _layers(fault: Fault, model: LoadedModel, block: Block) -> tuple[int, int | 
     if isinstance(fault.site, ActivationSite):
         return 0, 0
     tied = "+" in site.component
-    table = isinstance(model.module.get_submodule(fault.site.parameter.rpartition(".")[0]), torch.nn.Embedding)
-    if table and site.component != "position" and not bool((block.tokens == fault.site.index[0]).any()):
-        # None of these tokens is embedded by the faulty row.
+    if tied and _embeds_no_token(fault.site, site.component, model, block):
+        # What is left is the head.
         return components.layers, None
     return 0, None if tied else 0
+
+
+def _never_read(fault: Fault, model: LoadedModel, block: Block) -> bool:
+    """Whether a fault lies in a row of the embedding that nothing looks up, and that is not the head's too."""
+    if not isinstance(fault.site, WeightSite):
+        return False
+    component = parameter_site(fault, model.components).component
+    return "+" not in component and _embeds_no_token(fault.site, component, model, block)
+
+
+def _embeds_no_token(place: WeightSite, component: str, model: LoadedModel, block: Block) -> bool:
+    """Whether a weight lies in the embedding of a token that the block does not hold."""
+    if not component.startswith("embedding"):
+        return False
+    table = isinstance(model.module.get_submodule(place.parameter.rpartition(".")[0]), torch.nn.Embedding)
+    return table and not bool((block.tokens == place.index[0]).any())
 
 
 def _columns(fault: Fault, block: Block, width: int) -> tuple[int, int]:
     """Columns [start, stop) of the block in which the fault is there; none of them for a moment that never comes."""
     trigger = fault.trigger
     if isinstance(fault.site, WeightSite):
-        start = min(block.start(trigger.first), width)
-        return start, width if trigger.end is None else max(start, min(block.start(trigger.end), width))
+        start, stop = block.start(trigger.first), width if trigger.end is None else block.start(trigger.end)
+        return (start, min(stop, width)) if start < min(stop, width) else (width, width)
     struck = [
         block.context_width - length + token
         for length in set(block.context_lengths)

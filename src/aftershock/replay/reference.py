@@ -30,7 +30,7 @@ from aftershock.models import (
     has_ended,
 )
 from aftershock.replay.batches import Batch
-from aftershock.replay.executor import ItemRun, Job, ModelCrashedError, Run
+from aftershock.replay.executor import ItemRun, Job, ModelCrashedError, Proof, Run
 from aftershock.replay.observe import Asked, Seen, asked_of, joined, logits_of, observe
 from aftershock.replay.score import score
 from aftershock.replay.shapes import COLUMN_STEP, Shapes, rows_mix, shapes_of
@@ -252,14 +252,14 @@ class ReferenceExecutor:
         self,
         job: Job,
         golden: GoldenRun,
-        forced: Forced | None,
+        forced: Forced | Proof,
         reached: frozenset[int],
         struck: tuple[Struck, ...],
     ) -> Run | Pending:
-        """The same from what the teacher-forced run gave; None where that is known to be golden's."""
+        """The same from what the teacher-forced run gave, or from the proof that it would give golden's."""
         batch = job.batch
-        if forced is None:
-            return _as_golden(job, golden, reached, struck)
+        if not isinstance(forced, Forced):
+            return _as_golden(job, golden, forced, reached, struck)
         if not batch.generates:
             return score(batch, self.model, golden.asked, forced.seen, reached, struck)
         pending = Pending(
@@ -277,8 +277,8 @@ class ReferenceExecutor:
             return self._decode(pending)
         return pending if pending.prefixes else self._finish(pending, Generated((), (), (), ()))
 
-    def _trial_pass(self, job: Job, golden: GoldenRun, injection: Injection) -> Forced | None:
-        """The teacher-forced run under the faults; None where it is known to be golden's."""
+    def _trial_pass(self, job: Job, golden: GoldenRun, injection: Injection) -> Forced | Proof:
+        """The teacher-forced run under the faults, or the proof that it is golden's."""
         return self._force(golden.calls, golden.asked, injection)
 
     def _force(self, calls: Sequence[Pass], asked: Asked, injection: Injection) -> Forced:
@@ -426,10 +426,10 @@ def lasting(faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
     )
 
 
-def _as_golden(job: Job, golden: GoldenRun, reached: frozenset[int], struck: tuple[Struck, ...]) -> Run:
-    """The run of a trial whose state became golden's again."""
+def _as_golden(job: Job, golden: GoldenRun, proof: Proof, reached: frozenset[int], struck: tuple[Struck, ...]) -> Run:
+    """The run of a trial that is proved to be golden's."""
     items = zip(golden.run.items, job.batch.sequence_of, strict=True)
-    return Run(tuple(replace(item, reached=not reached.isdisjoint(sequences)) for item, sequences in items), struck)
+    return Run(tuple(replace(item, reached=not reached.isdisjoint(rows)) for item, rows in items), struck, proof)
 
 
 def columns_of(batch: Batch) -> int:
