@@ -5,7 +5,10 @@ import json
 import re
 from html.parser import HTMLParser
 
-from aftershock.report import page
+from aftershock.report import markdown, page
+from aftershock.report.content import content
+from aftershock.report.markdown import escaped
+from aftershock.study import summarise
 
 LOADING = {"src", "srcset", "href", "action", "data", "poster", "background", "formaction", "xlink:href"}
 
@@ -122,3 +125,18 @@ def test_the_page_stays_small(html):
 
 def test_the_same_study_gives_the_same_page(html, stored, summary):
     assert page(stored, summary) == html
+
+
+def test_the_share_of_trials_that_were_proved_masked_is_one_line_of_the_page_and_the_text(stored):
+    proofs = ["converged"] * 8 + ["not_activated"] * 4 + [None] * (len(stored.trials) - 12)
+    trials = tuple(
+        trial.model_copy(update={"proof": proof}) for trial, proof in zip(stored.trials, proofs, strict=True)
+    )
+    proved = dataclasses.replace(stored, trials=trials)
+    summary = summarise(proved)
+    ((line,),) = [[v for k, v in content(proved, summary).circumstances if k == "Trials proved masked early"]]
+    assert re.fullmatch(r"2\.50\s% \[.*\] not_activated \(.*\); 5\.00\s% \[.*\] converged \(.*\); n = 160 trials", line)
+    assert line in "".join(Page(page(proved, summary)).text)
+    assert escaped(line) in markdown(proved, summary)
+    assert page(proved, summary).count("not_activated") == 1
+    assert summary.records_digest == summarise(stored).records_digest

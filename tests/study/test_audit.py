@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aftershock.cli import run
-from aftershock.replay import FastExecutor, Run
+from aftershock.replay import FastExecutor, ReferenceExecutor, Run
 from aftershock.stats import rule_of_three, wilson
-from aftershock.study import ItemRecord, TrialRecord, load_study, make_plan, run_study, summarise
+from aftershock.study import ItemRecord, TrialRecord, load_study, make_plan, replay_trial, run_study, summarise
 from aftershock.study.audit import FEWEST, audit_of, audited_trials
+from aftershock.study.trial import _proof
 from tiny_study import tiny_settings
 
 
@@ -103,3 +104,33 @@ def test_both_executors_leave_the_same_records_and_the_reference_is_not_audited(
     fast, reference = load_study(tmp_path / "fast"), load_study(tmp_path / "reference")
     assert fast.records_digest == reference.records_digest
     assert (len(fast.audits), len(reference.audits)) == (5, 0)
+
+
+def test_what_proves_a_trial_is_kept_and_is_no_part_of_its_result(tmp_path):
+    lines = (
+        "weight model.layers.0.mlp.up_proj.weight[3,4] add 0.0",
+        "activation model.layers.0[3] add 5.0 at prefill:30",
+        "activation model.layers.0[3] add 50.0 at first_token",
+    )
+    settings = tiny_settings(tmp_path).model_copy(update={"fault_list": lines})
+    plan = make_plan(settings)
+    fast = run_study(plan, tmp_path / "fast")
+    reference = run_study(plan, tmp_path / "reference", executor=ReferenceExecutor(plan.model))
+    assert [trial.proof for trial in load_study(tmp_path / "fast").trials] == ["converged", "not_activated", None]
+    assert [trial.proof for trial in reference.trials] == [None] * 3
+    assert fast.records_digest == reference.records_digest
+    assert fast.audits == dict.fromkeys(range(3), True)
+    assert replay_trial(tmp_path / "fast", 0).equal
+    summary = summarise(fast)
+    assert [(kind, rate.estimate) for kind, rate in summary.proofs.items()] == [
+        ("not_activated", pytest.approx(1 / 3)),
+        ("converged", pytest.approx(1 / 3)),
+    ]
+    assert "converged 33.33 %" in summary.text()
+    assert "proved" not in summarise(reference).text()
+
+
+def test_a_trial_of_several_batches_is_proved_where_all_of_them_are():
+    assert _proof(["not_activated", "not_activated"]) == "not_activated"
+    assert _proof(["not_activated", "converged"]) == "converged"
+    assert _proof(["converged", None]) is None

@@ -50,6 +50,11 @@ MEANINGS = {
     "crash": "the model raised an error: shows by itself",
 }
 
+PROOFS = {
+    "converged": "the state was golden's again to the bit",
+    "not_activated": "nothing that runs reads what the fault changes",
+}
+
 _DISPLAY_ORDER = ("distorted", "subtle", "non_finite", "crash", "benign", "masked", "unreached")
 
 
@@ -338,6 +343,7 @@ def _circumstances(stored: StoredStudy, summary: Summary) -> Iterator[tuple[str,
     if stored.aa_disagreements is not None:
         same = len(stored.golden) - stored.aa_disagreements
         yield "A/A run", f"{same:,} of {len(stored.golden):,} items bit-identical when run again without a fault"
+    yield "Trials proved masked early", _proved(summary)
     if summary.audit is not None:
         yield "Audit", summary.audit.text()
     yield (
@@ -348,3 +354,12 @@ def _circumstances(stored: StoredStudy, summary: Summary) -> Iterator[tuple[str,
     )
     yield "Plan digest", summary.plan_digest
     yield "Records digest", summary.records_digest
+
+
+def _proved(summary: Summary) -> str:
+    """Share of the trials that a proof ended before their end, kind by kind."""
+    shares = "; ".join(
+        f"{rate(share.estimate, share.low, share.high)} {kind} ({PROOFS[kind]})"
+        for kind, share in summary.proofs.items()
+    )
+    return f"{shares}; n = {summary.trials:,} trials"

@@ -7,6 +7,7 @@ from aftershock.study.crew import Crew
 from aftershock.study.hiring import process_crew, ray_crew, require_ray
 from aftershock.study.outlook import Outlook, estimate_seconds, outlook
 from aftershock.study.plan import Plan, make_plan
+from aftershock.study.rates import Rate
 from aftershock.study.records import (
     DUE,
     RECORD_VERSION,
@@ -24,7 +25,7 @@ from aftershock.study.run import Progress, run_study
 from aftershock.study.searched import Searched, SearchedValue, SearchSummary, summarise_study
 from aftershock.study.settings import StudySettings, check_settings, read_settings, to_toml
 from aftershock.study.store import Store, StoredStudy, load_study
-from aftershock.study.summary import Rate, SdcRate, Summary, summarise
+from aftershock.study.summary import SdcRate, Summary, summarise
 from aftershock.study.verdict import Ranked, Verdict, verdict
 
 __all__ = [

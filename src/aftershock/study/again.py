@@ -28,11 +28,11 @@ class Replay(Record):
     @computed_field  # type: ignore[prop-decorator]  # mypy has no rule for a decorated property
     @property
     def equal(self) -> bool:
-        """Whether every field of the record came out the same, the trace apart if the study kept none."""
+        """Whether every field of the result came out the same, the trace apart if the study kept none."""
         found = self.found
         if self.stored.residual_error is None:
             found = found.model_copy(update={"residual_error": None})
-        return found.model_dump_json() == self.stored.model_dump_json()
+        return found.result == self.stored.result
 
 
 def replay_trial(folder: Path, trial: int, say: Say = lambda _: None) -> Replay:

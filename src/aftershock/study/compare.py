@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from aftershock.stats import Comparison, Estimate, paired_difference, rate_difference, unpaired_difference
+from aftershock.study.rates import Rate
 from aftershock.study.records import Record, TrialRecord
 from aftershock.study.store import StoredStudy
-from aftershock.study.summary import LABELS, Rate, SdcRate, summarise
+from aftershock.study.summary import LABELS, SdcRate, summarise
 
 
 class Difference(Record):

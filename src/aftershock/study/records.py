@@ -7,9 +7,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from aftershock.replay import Proof
 from aftershock.tasks import OUTCOMES, Outcome, is_sdc
 
-RECORD_VERSION = 3
+RECORD_VERSION = 4
 
 ItemOutcome = Literal[Outcome, "unreached"]
 """`unreached`: the fault's moment never came for this item (its answer had ended before)."""
@@ -79,6 +80,8 @@ class TrialRecord(Record):
     embedding and after each layer (the largest over the items), for the trials that are traced. In a stratified study
     `stratum` names the trial's stratum, `stratum_chance` is the chance that a draw of the whole selection falls into
     it, and `round` counts the rounds of trials from 0; a study drawn uniformly keeps none of them.
+    `proof` tells how the executor knew the trial to be golden's without running it to the end; it is no part of the
+    result, which is the same where nobody looked for a proof.
     """
 
     trial: int
@@ -97,6 +100,12 @@ class TrialRecord(Record):
     stratum: str | None = Field(None, exclude_if=_missing)
     stratum_chance: float | None = Field(None, exclude_if=_missing)
     round: int | None = Field(None, exclude_if=_missing)
+    proof: Proof | None = Field(None, exclude_if=_missing)
+
+    @property
+    def result(self) -> str:
+        """The record without its proof, as JSON: equal texts mean equal results, whatever executor came to them."""
+        return self.model_dump_json(exclude={"proof"})
 
     @property
     def eligible(self) -> tuple[ItemRecord, ...]:

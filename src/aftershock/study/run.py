@@ -117,7 +117,7 @@ def _audit(plan: Plan, crew: Crew, store: Store, watch: Watch) -> None:
     watch(Progress("audit", done, len(audited)))
     for record in crew.audits(missing):
         same = stored[record.trial].model_copy(update={"residual_error": None})
-        store.put_audit(record.trial, record.model_dump_json() == same.model_dump_json())
+        store.put_audit(record.trial, record.result == same.result)
         done += 1
         watch(Progress("audit", done, len(audited)))
 

@@ -8,9 +8,10 @@ from aftershock.numerics import format_of
 from aftershock.stats import Estimate, by_label, cluster_interval, wilson
 from aftershock.study.boundary import Direction, Ladder, exhaustive_values, ladders, search
 from aftershock.study.probes import outcomes_by_value
+from aftershock.study.rates import Rate
 from aftershock.study.records import Record, TrialRecord
 from aftershock.study.store import StoredStudy
-from aftershock.study.summary import LabelledRate, Rate, Summary, summarise
+from aftershock.study.summary import LabelledRate, Summary, summarise
 
 
 class Side(Record):

@@ -78,8 +78,9 @@ class StoredStudy:
     def records_digest(self) -> str:
         """SHA-256 over all records: equal digests mean equal results, whatever the time, place or order."""
         digest = hashlib.sha256()
-        for record in (*self.golden, *self.noise, *self.trials):
-            digest.update(record.model_dump_json().encode() + b"\n")
+        results = (record.model_dump_json() for record in (*self.golden, *self.noise))
+        for result in (*results, *(trial.result for trial in self.trials)):
+            digest.update(result.encode() + b"\n")
         return digest.hexdigest()
 
 

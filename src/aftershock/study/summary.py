@@ -6,26 +6,23 @@ from types import MappingProxyType
 from typing import get_args
 
 import numpy as np
-import numpy.typing as npt
 
+from aftershock.replay import Proof
 from aftershock.stats import (
     Design,
     Estimate,
     any_rate,
     by_label,
-    cluster_interval,
     clustering,
     effective_sample_size,
     paired_excess,
     weighted_by_label,
-    weighted_interval,
 )
 from aftershock.study.audit import Audit, audit_of
+from aftershock.study.rates import Floats, Rate, mean_rate
 from aftershock.study.records import DUE, SDC, ItemOutcome, ItemRecord, Record, TrialRecord
 from aftershock.study.store import StoredStudy
 from aftershock.study.verdict import Verdict, design
-
-Floats = npt.NDArray[np.float64]
 
 LABELS = MappingProxyType[str, Callable[[TrialRecord], str | None]](
     {
@@ -38,19 +35,6 @@ LABELS = MappingProxyType[str, Callable[[TrialRecord], str | None]](
     }
 )
 """What the SDC rate is broken down by; None where a fault has no such label."""
-
-
-class Rate(Record):
-    """A share with its 95 % interval; `n` independent units (faults, perturbations) went into it."""
-
-    estimate: float
-    low: float
-    high: float
-    n: int
-
-    def text(self) -> str:
-        """`3.12 % (1.20 to 6.04, n = 80)`."""
-        return f"{100 * self.estimate:.2f} % ({100 * self.low:.2f} to {100 * self.high:.2f}, n = {self.n})"
 
 
 class SdcRate(Record):
@@ -102,7 +86,8 @@ class Golden(Record):
 
 class Summary(Record):
     """What `--json` prints of a study. `outcomes` counts eligible (fault, item) pairs; `wrong_to_right` and
-    `wrong_to_other` count pairs that golden answers wrong; `unreached` pairs whose moment never came."""
+    `wrong_to_other` count pairs that golden answers wrong; `unreached` pairs whose moment never came. `proofs` are the
+    shares of trials that each kind of proof ended early."""
 
     plan_digest: str
     records_digest: str
@@ -118,6 +103,7 @@ class Summary(Record):
     noise_floor: Rate
     noise_outcomes: dict[str, int]
     golden: Golden
+    proofs: dict[str, Rate]
     audit: Audit | None
     groups: dict[str, tuple[LabelledRate, ...]]
     strata: tuple[StratumRate, ...]
@@ -140,6 +126,9 @@ class Summary(Record):
             f"{golden.aa_disagreements} differ when run again",
             f"records       {self.records_digest}",
         ]
+        if any(rate.estimate for rate in self.proofs.values()):
+            proved = ", ".join(f"{kind} {rate.text()}" for kind, rate in self.proofs.items())
+            lines.insert(-1, f"proved early  {proved}")
         if self.audit is not None:
             lines.insert(-1, f"audit         {self.audit.text()}")
         if self.strata:
@@ -171,12 +160,12 @@ def summarise(study: StoredStudy) -> Summary:
         planned=study.planned,
         sdc_rate=_sdc_rate(study, drawn),
         any_sdc=_any_rate(_shares(trials, SDC), drawn),
-        due_rate=_rate(_shares(trials, DUE), drawn),
+        due_rate=mean_rate(_shares(trials, DUE), drawn),
         outcomes=_count(pairs),
         wrong_to_right=sum(item.right is True for item in from_wrong),
         wrong_to_other=sum(item.right is False and item.output is not None for item in from_wrong),
         unreached=sum(item.outcome == "unreached" for item in everything),
-        noise_floor=_rate(np.array([_share(record.items, SDC) for record in study.noise]), None),
+        noise_floor=mean_rate(np.array([_share(record.items, SDC) for record in study.noise])),
         noise_outcomes=_count(item for record in study.noise for item in record.items if item.eligible),
         golden=Golden(
             items=len(study.golden),
@@ -185,6 +174,10 @@ def summarise(study: StoredStudy) -> Summary:
             accuracy=right / max(len(referenced), 1),
             aa_disagreements=study.aa_disagreements,
         ),
+        proofs={
+            kind: mean_rate(np.array([trial.proof == kind for trial in trials], float), drawn)
+            for kind in get_args(Proof)
+        },
         audit=audit_of(study.audits),
         groups={name: _group(trials, drawn, label) for name, label in LABELS.items()},
         strata=() if drawn is None else _strata(trials, drawn),
@@ -195,7 +188,7 @@ def summarise(study: StoredStudy) -> Summary:
 
 def _sdc_rate(study: StoredStudy, drawn: Design | None) -> SdcRate:
     shares = _shares(study.counted, SDC)
-    raw = _rate(shares, drawn)
+    raw = mean_rate(shares, drawn)
     known = ~np.isnan(shares)
     trials = [trial for trial in study.counted if trial.eligible]
     weights = None if drawn is None else drawn.weights[known]
@@ -240,16 +233,9 @@ def _shares(trials: Iterable[TrialRecord], outcomes: frozenset[str]) -> Floats:
     return np.array([_share(trial.items, outcomes) for trial in trials], dtype=np.float64)
 
 
-def _rate(shares: Floats, drawn: Design | None) -> Rate:
-    if np.isnan(shares).all():
-        return Rate(estimate=0.0, low=0.0, high=1.0, n=0)
-    found = cluster_interval(shares) if drawn is None else weighted_interval(shares, drawn)
-    return Rate(estimate=found.estimate, low=found.low, high=found.high, n=found.n)
-
-
 def _any_rate(shares: Floats, drawn: Design | None) -> Rate:
     if drawn is not None or np.isnan(shares).all():
-        return _rate(np.where(np.isnan(shares), np.nan, shares > 0), drawn)
+        return mean_rate(np.where(np.isnan(shares), np.nan, shares > 0), drawn)
     found = any_rate(shares)
     return Rate(estimate=found.estimate, low=found.low, high=found.high, n=found.n)
 
@@ -280,7 +266,7 @@ def _strata(trials: Sequence[TrialRecord], drawn: Design) -> tuple[StratumRate, 
     found = []
     for number in np.argsort(-drawn.chances, kind="stable").tolist():
         own = drawn.strata == number
-        rate = _rate(shares[own], None)
+        rate = mean_rate(shares[own])
         found.append(
             StratumRate(
                 label=names[number],

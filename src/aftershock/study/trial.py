@@ -9,7 +9,17 @@ from typing import cast
 
 from aftershock.faults import Labels, labels
 from aftershock.inject import Struck
-from aftershock.replay import Batch, Executor, ItemRun, Job, ModelCrashedError, Run, distance, residual_error
+from aftershock.replay import (
+    Batch,
+    Executor,
+    ItemRun,
+    Job,
+    ModelCrashedError,
+    Proof,
+    Run,
+    distance,
+    residual_error,
+)
 from aftershock.study.plan import Plan, Trial
 from aftershock.study.records import ItemRecord, Strike, TrialRecord
 from aftershock.tasks import Answer, Item, classify, score_change
@@ -29,6 +39,7 @@ class _Part:
     items: tuple[ItemRecord, ...]
     strikes: tuple[Strike, ...]
     error: tuple[float, ...] | None
+    proof: Proof | None
 
 
 def trial_records(executor: Executor, plan: Plan, trials: Iterable[Trial]) -> Iterator[TrialRecord]:
@@ -57,13 +68,13 @@ def _part(executor: Executor, plan: Plan, job: Job, run: Run | ModelCrashedError
     if isinstance(run, ModelCrashedError):
         _log.info("trial %s crashed: %s", job.key, run)
         crashed = tuple(_crashed(item, clean.answer) for item, clean in zip(batch.items, golden.items, strict=True))
-        return _Part(crashed, _strikes(batch, run.struck), None)
+        return _Part(crashed, _strikes(batch, run.struck), None, None)
     items = tuple(
         compare_item(item, clean, faulty, faulty.reached or not faults)
         for item, clean, faulty in zip(batch.items, golden.items, run.items, strict=True)
     )
     error = residual_error(plan.model, batch, faults, golden) if traced else None
-    return _Part(items, _strikes(batch, run.struck), error)
+    return _Part(items, _strikes(batch, run.struck), error, run.proof)
 
 
 def _record(plan: Plan, trial: Trial, parts: Sequence[_Part]) -> TrialRecord:
@@ -98,7 +109,15 @@ def _record(plan: Plan, trial: Trial, parts: Sequence[_Part]) -> TrialRecord:
         stratum=None if place is None else place.stratum.name,
         stratum_chance=None if place is None else place.stratum.chance,
         round=None if place is None else place.round,
+        proof=_proof([part.proof for part in parts]),
     )
+
+
+def _proof(found: Sequence[Proof | None]) -> Proof | None:
+    """What proves a whole trial: nothing unless each of its batches is proved, and the weaker claim of two."""
+    if None in found:
+        return None
+    return "converged" if "converged" in found else "not_activated"
 
 
 def compare_item(item: Item, golden: ItemRun, other: ItemRun, reached: bool) -> ItemRecord:
