@@ -152,5 +152,6 @@ def study(folder: Path, trials: int = 400, items: int = 48) -> StoredStudy:
         planned=trials,
         aa_disagreements=0,
         audits=dict.fromkeys(range(20), True),
+        generated=(),
         seconds=212.4,
     )

@@ -13,6 +13,7 @@ from aftershock.errors import InputError
 from aftershock.stats import (
     bootstrap_interval,
     cluster_interval,
+    mcnemar,
     paired_difference,
     paired_excess,
     rate_difference,
@@ -108,6 +109,13 @@ def test_paired_p_value_against_every_exchange():
     assert paired_difference(first, second, 5, resamples=20_000).p_value == pytest.approx(exact, abs=0.01)
 
 
+@pytest.mark.parametrize(("first", "second"), [(0, 0), (0, 5), (3, 3), (2, 7), (7, 2), (12, 1)])
+def test_mcnemar_against_every_toss_of_the_coin(first, second):
+    tosses = [sum(toss) for toss in product([0, 1], repeat=first + second)]
+    exact = np.mean([abs(2 * heads - first - second) >= abs(first - second) for heads in tosses])
+    assert mcnemar(first, second) == pytest.approx(exact)
+
+
 def test_unpaired_p_value_against_every_deal():
     first, second = np.array([0, 0, 0.25, 0, 0.5]), np.array([0.5, 0.25, 1, 0.75])
     pooled = np.concatenate([first, second])
@@ -188,6 +196,7 @@ def test_bootstrap_does_not_depend_on_how_draws_are_cut_into_batches(monkeypatch
         lambda: paired_difference([np.nan], [0.1], 1),
         lambda: unpaired_difference([0.1], [2.0], 1),
         lambda: unpaired_difference([0.1], [0.2], 1, confidence=1.0),
+        lambda: mcnemar(-1, 3),
         lambda: bootstrap_interval([], lambda drawn: drawn.mean(axis=1), 1),
     ],
 )

@@ -23,7 +23,13 @@ status = Console(stderr=True, highlight=False)
 SECONDS_BETWEEN_LINES = 5.0
 
 PHASES = MappingProxyType(
-    {"golden": "golden and A/A run", "noise": "noise floor", "trials": "trials", "audit": "audit"}
+    {
+        "golden": "golden and A/A run",
+        "noise": "noise floor",
+        "trials": "trials",
+        "audit": "audit",
+        "generate": "plain generate",
+    }
 )
 
 

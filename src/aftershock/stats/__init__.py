@@ -10,7 +10,13 @@ from aftershock.stats.clustered import (
     clustering,
     fault_shares,
 )
-from aftershock.stats.comparison import paired_difference, paired_excess, rate_difference, unpaired_difference
+from aftershock.stats.comparison import (
+    mcnemar,
+    paired_difference,
+    paired_excess,
+    rate_difference,
+    unpaired_difference,
+)
 from aftershock.stats.estimates import Comparison, Estimate
 from aftershock.stats.fragility import (
     awrcl,
@@ -51,6 +57,7 @@ __all__ = [
     "fault_shares",
     "importance_interval",
     "items_per_fault",
+    "mcnemar",
     "neyman_allocation",
     "one_stratum",
     "paired_difference",

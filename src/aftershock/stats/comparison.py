@@ -10,6 +10,7 @@ from math import erfc, hypot, sqrt
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import bdtr
 
 from aftershock.errors import InputError
 from aftershock.numerics import generator
@@ -138,6 +139,18 @@ def rate_difference(first: Estimate, second: Estimate, confidence: float = 0.95)
     towards = down if estimate > 0 else up
     p_value = 1.0 if estimate == 0 else erfc(abs(estimate) / towards * quantile / sqrt(2)) if towards else 0.0
     return Comparison(Estimate(estimate, estimate - down, estimate + up, first.n + second.n), p_value)
+
+
+def mcnemar(first_alone: int, second_alone: int) -> float:
+    """Exact two-sided p-value of two verdicts on the same answers, of which so many fail by one of them alone.
+
+    If both fail alike often, each such answer is the toss of a fair coin (McNemar, Psychometrika 1947); 1 where there
+    is none. The answers are taken as independent: where several share a fault, prefer `paired_difference`.
+    Raises InputError for negative counts.
+    """
+    if first_alone < 0 or second_alone < 0:
+        raise InputError(f"{first_alone} and {second_alone} are no counts: give 0 or more")
+    return min(1.0, 2 * float(bdtr(min(first_alone, second_alone), first_alone + second_alone, 0.5)))
 
 
 def _weights(rng: np.random.Generator, batch: int, size: int) -> Floats:

@@ -2,6 +2,7 @@
 
 from aftershock.study.advice import Advice, advise
 from aftershock.study.again import Replay, replay_trial
+from aftershock.study.against_generate import AgainstGenerate, SdcTest
 from aftershock.study.compare import StudyComparison, compare_studies
 from aftershock.study.crew import Crew
 from aftershock.study.hiring import process_crew, ray_crew, require_ray
@@ -13,6 +14,9 @@ from aftershock.study.records import (
     RECORD_VERSION,
     SDC,
     Environment,
+    GeneratedAnswer,
+    GeneratedItem,
+    GeneratedTrial,
     GoldenRecord,
     ItemRecord,
     NoiseRecord,
@@ -33,9 +37,13 @@ __all__ = [
     "RECORD_VERSION",
     "SDC",
     "Advice",
+    "AgainstGenerate",
     "Block",
     "Crew",
     "Environment",
+    "GeneratedAnswer",
+    "GeneratedItem",
+    "GeneratedTrial",
     "GoldenRecord",
     "ItemRecord",
     "NoiseRecord",
@@ -47,6 +55,7 @@ __all__ = [
     "Replay",
     "Rule",
     "SdcRate",
+    "SdcTest",
     "SearchSummary",
     "Searched",
     "SearchedValue",

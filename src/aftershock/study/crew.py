@@ -6,9 +6,10 @@ from types import TracebackType
 from typing import Protocol
 
 from aftershock.replay import Executor, ReferenceExecutor
+from aftershock.study.generated import generated_trial
 from aftershock.study.noise import noise_record
 from aftershock.study.plan import Plan, Trial, check_unchanged
-from aftershock.study.records import NoiseRecord, TrialRecord
+from aftershock.study.records import GeneratedTrial, NoiseRecord, TrialRecord
 from aftershock.study.trial import trial_records
 
 
@@ -25,6 +26,10 @@ class Crew(Protocol):
 
     def audits(self, trials: Iterable[Trial]) -> Iterator[TrialRecord]:
         """Trials by the reference executor, not traced."""
+        ...
+
+    def generated(self, trials: Iterable[Trial]) -> Iterator[GeneratedTrial]:
+        """Trials by plain `generate`."""
         ...
 
     def noise(self, numbers: Iterable[int]) -> Iterator[tuple[int, NoiseRecord]]:
@@ -65,6 +70,11 @@ class Alone:
     def audits(self, trials: Iterable[Trial]) -> Iterator[TrialRecord]:
         """Trials by the reference executor, not traced."""
         return trial_records(self._reference, self._plan, (replace(trial, traced=False) for trial in trials))
+
+    def generated(self, trials: Iterable[Trial]) -> Iterator[GeneratedTrial]:
+        """Trials by plain `generate`."""
+        for trial in trials:
+            yield generated_trial(self._reference, self._plan, trial)
 
     def noise(self, numbers: Iterable[int]) -> Iterator[tuple[int, NoiseRecord]]:
         """Perturbations of the noise floor, by number."""

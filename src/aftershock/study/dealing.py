@@ -10,7 +10,7 @@ from typing import Protocol, cast
 from aftershock.errors import ContractError, InputError
 from aftershock.faults import Fault, WeightSite, output_site, parameter_site
 from aftershock.study.plan import Plan, Trial
-from aftershock.study.records import NoiseRecord, TrialRecord
+from aftershock.study.records import GeneratedTrial, NoiseRecord, TrialRecord
 from aftershock.study.worker import Duty, Failed, Free, Lost, Message, Result, Task
 
 LARGEST_PART = MappingProxyType({"cpu": 64, "cuda": 512})
@@ -91,6 +91,11 @@ class Dealt:
         """Trials by the reference executor, not traced."""
         for result in self._dealt("audits", grouped(self._plan, trials)):
             yield cast(TrialRecord, result.record)
+
+    def generated(self, trials: Iterable[Trial]) -> Iterator[GeneratedTrial]:
+        """Trials by plain `generate`."""
+        for result in self._dealt("generated", grouped(self._plan, trials)):
+            yield cast(GeneratedTrial, result.record)
 
     def noise(self, numbers: Iterable[int]) -> Iterator[tuple[int, NoiseRecord]]:
         """Perturbations of the noise floor, by number."""

@@ -36,16 +36,18 @@ def noise_record(plan: Plan, executor: Executor, number: int) -> NoiseRecord:
     return NoiseRecord(sweep=sweep, perturbation=format_faults(faults), items=items)
 
 
-def _other_shape(plan: Plan, executor: Executor, batch: Batch) -> tuple[ItemRecord, ...]:
-    """A batch run as two halves; one of a single item, beside a copy of itself."""
+def reshaped(batch: Batch) -> tuple[Batch, ...]:
+    """The same items in batches of another size: two halves; a single item, beside a copy of itself."""
     half = (len(batch.items) + 1) // 2
     if len(batch.items) == 1:
-        reshaped = [replace(batch, items=batch.items * 2, rows=batch.rows * 2)]
-    else:
-        parts = (slice(None, half), slice(half, None))
-        reshaped = [replace(batch, items=batch.items[part], rows=batch.rows[part]) for part in parts]
-    # A batch keeps its number through `replace`, so each reshaped one gets an executor of its own.
-    runs = [run for one in reshaped for run in ReferenceExecutor(plan.model).golden(one).items]
+        return (replace(batch, items=batch.items * 2, rows=batch.rows * 2),)
+    parts = (slice(None, half), slice(half, None))
+    return tuple(replace(batch, items=batch.items[part], rows=batch.rows[part]) for part in parts)
+
+
+def _other_shape(plan: Plan, executor: Executor, batch: Batch) -> tuple[ItemRecord, ...]:
+    # A reshaped batch keeps its number, so each gets an executor of its own.
+    runs = [run for one in reshaped(batch) for run in ReferenceExecutor(plan.model).golden(one).items]
     return _compared(batch, executor.golden(batch).items, runs[: len(batch.items)])
 
 

@@ -121,6 +121,28 @@ class TrialRecord(Record):
         return sum(item.outcome in SDC for item in eligible) / len(eligible)
 
 
+class GeneratedAnswer(Record):
+    """What plain `generate` answered under a trial's faults. `output` is kept where it differs from golden's."""
+
+    outcome: Outcome
+    output: str | None
+
+
+class GeneratedItem(Record):
+    """One item decoded token by token: in its batch as it is, and in a batch of another size."""
+
+    item: str
+    whole: GeneratedAnswer
+    reshaped: GeneratedAnswer
+
+
+class GeneratedTrial(Record):
+    """The items of a trial for which answers are generated, as plain `generate` answers them under its faults."""
+
+    trial: int
+    items: tuple[GeneratedItem, ...]
+
+
 class GoldenRecord(Record):
     """One item's fault-free answer. `options` are the texts to choose from; `output` and `reference` of a choice are
     their numbers."""

@@ -13,12 +13,13 @@ from aftershock.numerics import words
 from aftershock.replay import Executor, FastExecutor, ItemRun, ReferenceExecutor
 from aftershock.study.audit import audited_trials
 from aftershock.study.crew import Alone, Crew
+from aftershock.study.generated import generated_trials
 from aftershock.study.plan import Plan
 from aftershock.study.records import GoldenRecord, TrialRecord
 from aftershock.study.rounds import Block, next_block
 from aftershock.study.store import Store, StoredStudy
 
-Phase = Literal["golden", "noise", "trials", "audit"]
+Phase = Literal["golden", "noise", "trials", "audit", "generate"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def run_study(
     """Run what of the plan is not yet in `folder`, and return the whole study.
 
     `executor` runs the golden answers, and the rest too where no `crew` is given; it is a FastExecutor if none is
-    given. A share of the trials is repeated by the reference executor.
+    given. A share of the trials is repeated by the reference executor, unless that one ran them all, and some are
+    decoded by plain `generate` too.
     Raises InputError when `folder` holds another study, and ContractError when a model is not, in the end,
     bit for bit the model that was loaded.
     """
@@ -68,6 +70,7 @@ def run_study(
             block = next_block(plan, store.read().trials)
         if executor.audited:
             _audit(block.plan, crew, store, watch)
+        _generate(block.plan, crew, store, watch)
         return store.read()
 
 
@@ -120,6 +123,20 @@ def _audit(plan: Plan, crew: Crew, store: Store, watch: Watch) -> None:
         store.put_audit(record.trial, record.result == same.result)
         done += 1
         watch(Progress("audit", done, len(audited)))
+
+
+def _generate(plan: Plan, crew: Crew, store: Store, watch: Watch) -> None:
+    """Decode some trials by plain `generate`, to be compared with their records."""
+    study, run = store.read(), plan.settings.run
+    chosen = generated_trials(study.trials, study.golden, run.audit, run.seed)
+    stored = {record.trial for record in study.generated}
+    missing = [plan.trial(number) for number in chosen if number not in stored]
+    done = len(chosen) - len(missing)
+    watch(Progress("generate", done, len(chosen)))
+    for record in crew.generated(missing):
+        store.put_generated(record)
+        done += 1
+        watch(Progress("generate", done, len(chosen)))
 
 
 def _golden(plan: Plan, executor: Executor, store: Store, watch: Watch) -> None:

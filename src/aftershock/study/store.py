@@ -15,6 +15,7 @@ from aftershock.errors import InputError
 from aftershock.study.records import (
     RECORD_VERSION,
     Environment,
+    GeneratedTrial,
     GoldenRecord,
     NoiseRecord,
     TrialRecord,
@@ -30,6 +31,7 @@ CREATE TABLE golden (number INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
 CREATE TABLE noise (number INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
 CREATE TABLE trials (trial INTEGER PRIMARY KEY, record TEXT NOT NULL, seconds REAL NOT NULL) STRICT;
 CREATE TABLE audits (trial INTEGER PRIMARY KEY, agrees INTEGER NOT NULL) STRICT;
+CREATE TABLE generated (trial INTEGER PRIMARY KEY, record TEXT NOT NULL) STRICT;
 """
 
 
@@ -39,8 +41,8 @@ class StoredStudy:
 
     `planned` is the number of trials of the plan, the largest where a rule may end it earlier; `aa_disagreements` the
     number of items whose fault-free rerun was not bit-identical (None before that was measured); `audits` tells of each
-    trial that the reference executor repeated whether its record was the same; `seconds` is the time that the trials
-    took in all.
+    trial that the reference executor repeated whether its record was the same; `generated` are the trials that
+    plain `generate` decoded too; `seconds` is the time that the trials took in all.
     """
 
     folder: Path
@@ -53,6 +55,7 @@ class StoredStudy:
     planned: int
     aa_disagreements: int | None
     audits: dict[int, bool]
+    generated: tuple[GeneratedTrial, ...]
     seconds: float
 
     @property
@@ -161,6 +164,7 @@ class Store:
             golden = self._connection.execute("SELECT record FROM golden ORDER BY number").fetchall()
             noise = self._connection.execute("SELECT record FROM noise ORDER BY number").fetchall()
             trials = self._connection.execute("SELECT record, seconds FROM trials ORDER BY trial").fetchall()
+            generated = self._connection.execute("SELECT record FROM generated ORDER BY trial").fetchall()
             audits = self._connection.execute("SELECT trial, agrees FROM audits ORDER BY trial").fetchall()
             return StoredStudy(
                 self.folder,
@@ -173,6 +177,7 @@ class Store:
                 meta["planned"],
                 meta.get("aa_disagreements"),
                 {trial: bool(agrees) for trial, agrees in audits},
+                tuple(GeneratedTrial.model_validate_json(record) for (record,) in generated),
                 sum(seconds for _, seconds in trials),
             )
 
@@ -211,6 +216,11 @@ class Store:
         """Keep whether the reference executor gave the same record of a trial."""
         with _clear_errors(self.folder / FILE), self._connection:
             self._connection.execute("INSERT INTO audits VALUES (?, ?)", (trial, agrees))
+
+    def put_generated(self, record: GeneratedTrial) -> None:
+        """Keep what plain `generate` answered under the faults of a trial."""
+        with _clear_errors(self.folder / FILE), self._connection:
+            self._connection.execute("INSERT INTO generated VALUES (?, ?)", (record.trial, record.model_dump_json()))
 
 
 def load_study(folder: Path) -> StoredStudy:

@@ -18,6 +18,7 @@ from aftershock.stats import (
     paired_excess,
     weighted_by_label,
 )
+from aftershock.study.against_generate import AgainstGenerate, against_generate
 from aftershock.study.audit import Audit, audit_of
 from aftershock.study.rates import Floats, Rate, mean_rate
 from aftershock.study.records import DUE, SDC, ItemOutcome, ItemRecord, Record, TrialRecord
@@ -105,6 +106,7 @@ class Summary(Record):
     golden: Golden
     proofs: dict[str, Rate]
     audit: Audit | None
+    against_generate: AgainstGenerate | None
     groups: dict[str, tuple[LabelledRate, ...]]
     strata: tuple[StratumRate, ...]
     verdict: Verdict | None
@@ -131,6 +133,8 @@ class Summary(Record):
             lines.insert(-1, f"proved early  {proved}")
         if self.audit is not None:
             lines.insert(-1, f"audit         {self.audit.text()}")
+        if self.against_generate is not None:
+            lines.insert(-1, f"generate      {self.against_generate.text()}")
         if self.strata:
             lines.insert(
                 1,
@@ -179,6 +183,7 @@ def summarise(study: StoredStudy) -> Summary:
             for kind in get_args(Proof)
         },
         audit=audit_of(study.audits),
+        against_generate=against_generate(study),
         groups={name: _group(trials, drawn, label) for name, label in LABELS.items()},
         strata=() if drawn is None else _strata(trials, drawn),
         verdict=study.verdict,

@@ -12,11 +12,11 @@ from aftershock.errors import ContractError, InputError
 from aftershock.replay import FastExecutor, ReferenceExecutor
 from aftershock.study.crew import Alone
 from aftershock.study.plan import Plan, Trial, check_unchanged, make_plan
-from aftershock.study.records import Environment, NoiseRecord, TrialRecord
+from aftershock.study.records import Environment, GeneratedTrial, NoiseRecord, TrialRecord
 from aftershock.study.settings import StudySettings
 
 ExecutorName = Literal["fast", "reference"]
-Duty = Literal["trials", "audits", "noise", "check"]
+Duty = Literal["trials", "audits", "generated", "noise", "check"]
 """What a crew has to do, and `check`: compare the model's hash with the plan's."""
 
 Task = Trial | int
@@ -38,7 +38,7 @@ class Result:
     """The record of one task, by its number."""
 
     number: int
-    record: TrialRecord | NoiseRecord
+    record: TrialRecord | GeneratedTrial | NoiseRecord
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,8 @@ class Worker:
                 yield from (Result(one.trial, one) for one in self._here.trials(cast(Sequence[Trial], tasks)))
             case "audits":
                 yield from (Result(one.trial, one) for one in self._here.audits(cast(Sequence[Trial], tasks)))
+            case "generated":
+                yield from (Result(one.trial, one) for one in self._here.generated(cast(Sequence[Trial], tasks)))
             case "noise":
                 yield from (Result(*one) for one in self._here.noise(cast(Sequence[int], tasks)))
             case "check":
