@@ -7,6 +7,9 @@ import numpy as np
 from aftershock.numerics import format_of, generator
 from aftershock.study import (
     Environment,
+    GeneratedAnswer,
+    GeneratedItem,
+    GeneratedTrial,
     GoldenRecord,
     ItemRecord,
     NoiseRecord,
@@ -118,6 +121,25 @@ def trial_record(number: int, golden: tuple[GoldenRecord, ...], traced: bool) ->
     )
 
 
+def generated_trial(number: int, golden: tuple[GoldenRecord, ...]) -> GeneratedTrial:
+    """What plain generate answered to the texts of a trial: mostly what its record says."""
+    random = generator(11, number, "synthetic generate")
+
+    def answer(item: ItemRecord) -> GeneratedAnswer:
+        if item.outcome == "unreached" or random.random() < 0.05:
+            return GeneratedAnswer(outcome="subtle", output="Eight.")
+        return GeneratedAnswer(outcome=item.outcome, output=item.output)
+
+    return GeneratedTrial(
+        trial=number,
+        items=tuple(
+            GeneratedItem(item=item.item, whole=answer(item), reshaped=answer(item))
+            for item in trial_record(number, golden, False).items
+            if golden[int(item.item.removeprefix("item-"))].kind == "generation"
+        ),
+    )
+
+
 def study(folder: Path, trials: int = 400, items: int = 48) -> StoredStudy:
     golden = golden_records(items)
     noise_random = generator(11, 0, "synthetic noise")
@@ -152,6 +174,6 @@ def study(folder: Path, trials: int = 400, items: int = 48) -> StoredStudy:
         planned=trials,
         aa_disagreements=0,
         audits=dict.fromkeys(range(20), True),
-        generated=(),
+        generated=tuple(generated_trial(number, golden) for number in range(0, trials, 5)),
         seconds=212.4,
     )

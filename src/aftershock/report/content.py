@@ -8,6 +8,7 @@ from itertools import islice
 
 import polars as pl
 
+from aftershock.report.generate import GenerateContent, generate_content
 from aftershock.report.tables import ALL_SITES, OUTSIDE, outcome_frame, trial_frame
 from aftershock.report.wording import (
     interval,
@@ -129,6 +130,7 @@ class Content:
     figures: tuple[Figure, ...]
     outcomes: tuple[OutcomeRow, ...]
     changed_wrong: str
+    generate: GenerateContent | None
     worst: tuple[WorstRow, ...]
     answers: tuple[AnswerRow, ...]
     changed_answers: int
@@ -150,6 +152,7 @@ def content(stored: StoredStudy, summary: Summary) -> Content:
         figures=tuple(_figures(summary)),
         outcomes=tuple(_outcome_rows(trials, summary)),
         changed_wrong=_changed_wrong(summary),
+        generate=None if summary.against_generate is None else generate_content(summary.against_generate),
         worst=tuple(_worst_rows(trials, stored)),
         answers=tuple(islice(_answer_rows(stored), ANSWERS)),
         changed_answers=sum(1 for _ in _changed(stored)),

@@ -35,6 +35,7 @@ def markdown(stored: StoredStudy, summary: Summary) -> str:
             ],
         ),
         escaped(said.changed_wrong),
+        *_generate(said),
         *_rates(said),
         "## Worst faults",
         _table(
@@ -56,6 +57,17 @@ def markdown(stored: StoredStudy, summary: Summary) -> str:
         escaped(said.citation),
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _generate(said: Content) -> Iterable[str]:
+    if said.generate is not None:
+        yield "## Beside plain generate"
+        yield escaped(said.generate.introduction)
+        yield _table(
+            ("", "share", "95 % interval", "n"),
+            [(row.what, row.share, row.interval, row.n) for row in said.generate.rows],
+        )
+        yield escaped(said.generate.conclusion)
 
 
 def _rates(said: Content) -> Iterable[str]:

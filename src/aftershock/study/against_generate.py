@@ -41,10 +41,13 @@ class SdcTest(Record):
         """What the test tells, in plain words."""
         between = f"{100 * self.low:+.2f} to {100 * self.high:+.2f} points"
         if self.p_value < SIGNIFICANT:
-            return f"the SDC rates differ: generate's is {100 * self.difference:+.2f} points off ({between})"
+            return (
+                f"the SDC rates differ: generate's less the records' is {100 * self.difference:+.2f} points "
+                f"(95 % interval {between})"
+            )
         return (
-            f"no difference of the SDC rates was found; with so many answers one beyond {between} "
-            "(95 % interval) is ruled out, a smaller one is not"
+            "no difference of the SDC rates was found; with so many answers one outside the 95 % interval of "
+            f"{between} is ruled out, a smaller one is not"
         )
 
 

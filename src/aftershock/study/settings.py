@@ -55,7 +55,8 @@ class RunSettings(_Table):
     traced           trials whose error is followed through the layers
     threads          CPU threads; they decide rounding too. Not given: torch's own number
     check_every      trials between two checks of the whole model's hash
-    audit            share of the trials, at least 20, that the reference executor repeats
+    audit            share of the trials, at least 20, that the reference executor repeats; the same share, at most 20,
+                     is decoded by plain `generate` too
     """
 
     trials: int = Field(TRIALS, ge=1)
