@@ -150,6 +150,7 @@ def test_a_study_by_workers_that_come_and_go_is_the_study_of_one_process(plan, t
     assert len(team.hired) > 3
     assert study.records_digest == whole.records_digest
     assert study.audits == whole.audits
+    assert study.generated == whole.generated != ()
     assert len(study.audits) == 20
     assert all(study.audits.values())
 

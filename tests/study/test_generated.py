@@ -36,13 +36,18 @@ def unreached(record: TrialRecord) -> TrialRecord:
     return record.model_copy(update={"items": (record.items[0].model_copy(update={"outcome": "unreached"}),)})
 
 
-@given(st.lists(st.booleans(), max_size=400), st.sampled_from([0.0, 0.02, 0.1, 1.0]), st.integers(0, 9))
-def test_a_share_of_the_trials_that_reached_an_answer_is_decoded_whatever_it_came_to(reached, share, seed):
+@given(
+    st.lists(st.tuples(st.booleans(), st.booleans()), max_size=400),
+    st.sampled_from([0.0, 0.02, 0.1, 1.0]),
+    st.integers(0, 9),
+)
+def test_a_share_of_the_trials_that_reached_an_answer_is_decoded_whatever_it_came_to(drawn, share, seed):
+    reached = [one for one, _ in drawn]
     masked = [trial(n, False) if one else unreached(trial(n, False)) for n, one in enumerate(reached)]
     chosen = generated_trials(masked, [golden("generation")], share, seed)
     assert len(set(chosen)) == len(chosen) == min(sum(reached), MOST, -(-len(reached) * share // 1))
     assert all(reached[number] for number in chosen)
-    changed = [trial(n, True) if one else unreached(trial(n, True)) for n, one in enumerate(reached)]
+    changed = [trial(n, new) if one else unreached(trial(n, new)) for n, (one, new) in enumerate(drawn)]
     assert chosen == generated_trials(changed, [golden("generation")], share, seed)
     assert generated_trials(masked, [golden("choice")], share, seed) == ()
 
