@@ -135,8 +135,9 @@ def test_the_share_of_trials_that_were_proved_masked_is_one_line_of_the_page_and
     proved = dataclasses.replace(stored, trials=trials)
     summary = summarise(proved)
     ((line,),) = [[v for k, v in content(proved, summary).circumstances if k == "Trials proved masked early"]]
-    assert re.fullmatch(r"2\.50\s% \[.*\] not_activated \(.*\); 5\.00\s% \[.*\] converged \(.*\); n = 160 trials", line)
-    assert line in "".join(Page(page(proved, summary)).text)
+    assert re.match(r"2\.50\s% \[.*\] not_activated \(.*\); 5\.00\s% \[.*\] converged \(.*\); n = 160 trials \(", line)
+    html = page(proved, summary)
+    assert line in "".join(Page(html).text)
     assert escaped(line) in markdown(proved, summary)
-    assert page(proved, summary).count("not_activated") == 1
+    assert html.count("not_activated") == 1
     assert summary.records_digest == summarise(stored).records_digest

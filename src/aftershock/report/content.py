@@ -365,4 +365,5 @@ def _proved(summary: Summary) -> str:
         f"{rate(share.estimate, share.low, share.high)} {kind} ({PROOFS[kind]})"
         for kind, share in summary.proofs.items()
     )
-    return f"{shares}; n = {summary.trials:,} trials"
+    counted = max(share.n for share in summary.proofs.values())
+    return f"{shares}; n = {counted:,} trials (not looked for where trials share a run, nor by the reference executor)"
