@@ -54,6 +54,13 @@ def test_a_sequence_carries_its_row() -> None:
                 assert batch.sequences[sequence] == (row.context, row.continuation[:-1])
 
 
+def test_options_of_one_item_share_its_context() -> None:
+    items = [choice("a", "Q:", ("one", "two", "three")), choice("b", "Q:", ("four", "five"))]
+    (batch,) = make_batches(items, model_of("llama"), 2, 0)
+    for sequences in batch.sequence_of:
+        assert {batch.owners[sequence] for sequence in sequences} == {sequences[0]}
+
+
 def test_decode_passes_are_the_tokens_fed_after_the_context() -> None:
     model = model_of("llama")
 

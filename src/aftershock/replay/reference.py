@@ -391,7 +391,7 @@ class ReferenceExecutor:
     def _block(self, batch: Batch, texts: Sequence[Sequence[int]]) -> Block:
         """The batch's sequences; of a generated text every token but the last is fed."""
         fed = [text[:-1] for text in texts] if batch.generates else [answer for _, answer in batch.sequences]
-        return align([context for context, _ in batch.sequences], fed, self.model.device)
+        return align([context for context, _ in batch.sequences], fed, self.model.device, batch.owners)
 
     @contextmanager
     def _armed(self, faults: tuple[Fault, ...], rows: range) -> Iterator[Injection]:

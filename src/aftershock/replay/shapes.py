@@ -39,11 +39,17 @@ class Shapes:
     def cuts(self, block: Block) -> tuple[int, ...]:
         """Columns before which every teacher-forced run over the block is cut: one call ends where the context does,
         so that what came before a fault need not run again. Small blocks are not cut."""
-        width, answers = int(block.tokens.shape[1]), block.context_width - 1
-        step = max(-(-self.call_tokens // block.rows), -(-width // MOST_CALLS))
-        if step >= width:
+        width = int(block.tokens.shape[1])
+        # Where contexts are shared their last column is one of theirs, though it predicts too.
+        answers = block.context_width if block.shares_contexts else block.context_width - 1
+        context, step = self._step(len(block.context_rows), width), self._step(block.rows, width)
+        if context >= width:
             return ()
-        return (*range(answers % step, answers, step), *range(answers, width, step))
+        return (*range(answers % context, answers, context), *range(answers, width, step))
+
+    def _step(self, rows: int, width: int) -> int:
+        """Columns of one call that has so many rows."""
+        return max(-(-self.call_tokens // rows), -(-width // MOST_CALLS))
 
 
 def _memory(device: torch.device) -> int:
