@@ -153,9 +153,7 @@ class Injection:
         self._take_back(lambda armed: not armed.group.trigger.covers(call.first))
         self._arm_weights(lambda trigger: trigger.covers(call.first))
         present = {self._rows[number] for armed in self._armed for number in armed.group.faults}
-        self._reached.update(
-            row for row in call.rows if any(row in rows for rows in present) and call.takes_part(row)
-        )
+        self._reached.update(row for row in call.rows if any(row in rows for rows in present) and call.takes_part(row))
         for number, output in self._outputs.items():
             due = self._due_rows(number, call)
             if due.rows:
