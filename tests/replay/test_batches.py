@@ -12,7 +12,7 @@ from tiny_models import tiny_loaded
 model_of = cache(tiny_loaded)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 7), st.integers(0, 2**40))
 def test_every_item_is_in_one_batch_of_its_kind(size: int, seed: int) -> None:
     batches = make_batches(ITEMS, model_of("llama"), size, seed)

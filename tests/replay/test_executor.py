@@ -242,7 +242,7 @@ matrices = st.tuples(st.integers(1, 4), st.integers(2, 6)).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(matrices)
 def test_distance_by_brute_force(values: list[np.ndarray]) -> None:
     clean, faulty = values[:2], values[2:]

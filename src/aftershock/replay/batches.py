@@ -44,7 +44,7 @@ class Batch:
 
     @cached_property
     def owners(self) -> tuple[int, ...]:
-        """For every sequence the first one of its item that has the same context: the options of a question share it."""
+        """For every sequence the first one of its item with the same context, which the options of a question share."""
         first: dict[tuple[int, tuple[int, ...]], int] = {}
         item_of = [item for item, numbers in enumerate(self.sequence_of) for _ in dict.fromkeys(numbers)]
         return tuple(
