@@ -89,7 +89,7 @@ class ColumnCache(Cache):
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a call's keys and values, shape (rows, heads, columns, channels); those that it sees."""
-        block = self._sharing
+        block, own_keys, own_values = self._sharing, keys, values
         if block is not None:
             owners = block.owner_index.to(keys.device)
             keys, values = keys[owners], values[owners]
@@ -105,11 +105,10 @@ class ColumnCache(Cache):
             )
         own[0][:, :, self.start : stop] = keys
         own[1][:, :, self.start : stop] = values
-        seen = own[0][:, :, begin:stop], own[1][:, :, begin:stop]
-        if block is None:
-            return seen
-        called = list(block.context_rows)
-        return seen[0][called], seen[1][called]
+        if block is not None and begin == self.start:
+            return own_keys, own_values
+        rows = slice(None) if block is None else list(block.context_rows)
+        return own[0][rows, :, begin:stop], own[1][rows, :, begin:stop]
 
     @torch.inference_mode()
     def put(self, states: States, rows: int, first: int, start: int, stop: int) -> None:

@@ -49,7 +49,7 @@ class FastExecutor(ReferenceExecutor):
     golden's again; writes the answers that leave golden's on together, those of many trials at once.
 
     What it skips is work whose result is known to the bit: the layers and calls before the fault have golden's inputs
-    and golden's shapes. `memory`, in bytes (2 GiB if not given, on a GPU a quarter of its own), bounds the golden state
+    and golden's shapes. `memory`, in bytes (2 GiB if not given, on a GPU half of its own), bounds the golden state
     that is kept (half of it), and that of answers that wait for company (the other half).
     """
 

@@ -29,10 +29,10 @@ class Shapes:
 
     def rows(self, prefix: Prefix, columns: int) -> int:
         """Rows in which answers like `prefix` are written on: as many as are wanted, halved until their keys and
-        values, in so many columns, fit an eighth of the device's memory."""
+        values, in so many columns, fit a quarter of the device's memory."""
         per_row = 2 * columns * prefix.nbytes // prefix.fed
         rows = self.continued_rows
-        while rows > 1 and rows * per_row > _memory(prefix.states[0].device) // 8:
+        while rows > 1 and rows * per_row > _memory(prefix.states[0].device) // 4:
             rows //= 2
         return rows
 
@@ -58,8 +58,8 @@ def _memory(device: torch.device) -> int:
 
 
 def memory_budget(device: torch.device) -> int:
-    """Bytes that an executor may keep where nobody says: 2 GiB, on a GPU a quarter of its memory."""
-    return _memory(device) // (4 if device.type == "cuda" else 8)
+    """Bytes that an executor may keep where nobody says: 2 GiB, on a GPU half of its memory."""
+    return _memory(device) // (2 if device.type == "cuda" else 8)
 
 
 BY_DEVICE = MappingProxyType({"cpu": Shapes(1, 256, 64), "cuda": Shapes(32, 2**15, 8192)})
