@@ -24,7 +24,7 @@ demo: setup
 	@$(BIN)/aftershock study demo --out demo
 
 test: setup
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 test-workers: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m workers

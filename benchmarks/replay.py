@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from aftershock.faults import Selection, sample_faults, select
-from aftershock.models import LoadedModel, load
+from aftershock.faults import Selection, sample_faults, select, splits
+from aftershock.inject import Injection
+from aftershock.models import LoadedModel, align, load, teacher_forced
 from aftershock.numerics import words
 from aftershock.replay import Batch, FastExecutor, Job, ModelCrashedError, ReferenceExecutor, Run, make_batches
 from aftershock.replay.reference import Pending
@@ -46,6 +47,9 @@ class Verifying(FastExecutor):
     def _forced(self, *arguments: Any) -> Run | Pending:
         begun = super()._forced(*arguments)
         return begun if isinstance(begun, Run) else self._decode(begun)
+
+    def _confirmed(self, pending: Pending) -> bool:
+        return True
 
     def _decode(self, pending: Pending) -> Run:
         return self._finished(pending, tuple((row.tokens, row.finite) for row in pending.rows))
@@ -129,6 +133,7 @@ def generation(model: LoadedModel, batch: Batch, jobs: Sequence[Job], decoded: i
     answers, decoding = timed(lambda job: reference.decoded(batch, job.faults), model, some)
     runs, changes, fast_seconds = together(fast, jobs, some)
     _, _, verifying_seconds = together(verifying, jobs, ())
+    _, _, empty_seconds = together(fast, [replace(job, faults=()) for job in jobs], ())
     expected = {job.key: run for job, run in reference.trials(some)}
     tokens = {job.key: found.tokens for job, found in zip(some, answers, strict=True)}
     same = [
@@ -149,25 +154,38 @@ def generation(model: LoadedModel, batch: Batch, jobs: Sequence[Job], decoded: i
             "trials": len(some),
             "answers": len(same),
         },
+        "without_faults": {"seconds_per_trial": round(empty_seconds / len(jobs), 6)},
         "golden_bytes": fast.held,
         "peak_bytes": torch.cuda.max_memory_allocated() if model.device.type == "cuda" else None,
     }
 
 
 def choices(model: LoadedModel, jobs: Sequence[Job], slow: int) -> dict[str, Any]:
-    """Fast trials of multiple choice over the reference executor's full passes."""
+    """Fast trials of multiple choice over full passes, every option with its whole context, as existing tools run."""
     reference, fast = ReferenceExecutor(model), FastExecutor(model)
     for executor in (reference, fast):
         executor.golden(jobs[0].batch)
     some = spread_out(jobs, slow)
     runs, _, seconds = together(fast, jobs, some)
-    expected, each = timed(lambda job: reference.trial(job.batch, job.faults), model, some)
+    expected = [run for _, run in reference.trials(some)]
+    full_pass(model, jobs[0])
+    _, each = timed(lambda job: full_pass(model, job), model, some)
     mean = float(np.mean(each))
     return {
         "full_pass": {"seconds_per_trial": round(mean, 4), "spread": quartiles(each), "n": len(some)},
         "ratio": round(mean * len(jobs) / seconds, 2),
         "agreement": round(float(np.mean([equal(runs[j.key], r) for j, r in zip(some, expected, strict=True)])), 4),
     }
+
+
+def full_pass(model: LoadedModel, job: Job) -> torch.Tensor:
+    """Log-probabilities of all fed answer tokens, the whole batch run once under the faults."""
+    contexts, answers = zip(*job.batch.sequences, strict=True)
+    block = align(contexts, answers, model.device)
+    with Injection(model, job.faults) as injection:
+        logits = teacher_forced(model, block, splits(job.faults), injection.begin_pass)
+    following = block.tokens[:, block.context_width :]
+    return logits[:, : following.shape[1]].float().log_softmax(-1).gather(-1, following[..., None])
 
 
 def spread_out(jobs: Sequence[Job], count: int) -> list[Job]:

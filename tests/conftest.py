@@ -10,7 +10,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
+import hypothesis
 import pytest
+
+# The same examples in every run, and no deadline: `--hypothesis-profile default` looks for new ones.
+hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")

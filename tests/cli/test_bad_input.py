@@ -326,6 +326,8 @@ def test_resume_of_another_study(refused, tiny, finished):
     sentence = refused("study", tiny / "study.toml", "--out", finished, "--resume", "--seed", "7", "--json")
     holds(sentence, finished, "holds another study", "choose another --out")
     assert load_study(finished).records_digest == before
+    # Nothing holds the store open.
+    assert not list(finished.glob("study.sqlite-*"))
 
 
 def test_trial_that_is_not_there(refused, finished):

@@ -52,7 +52,6 @@ faults = st.builds(Fault, sites, corruptions, triggers)
 fault_sets = st.lists(faults, min_size=1, max_size=4).map(tuple)
 
 
-@settings(deadline=None)
 @given(faults)
 def test_a_pickled_fault_is_equal(fault: Fault) -> None:
     again = pickle.loads(pickle.dumps(fault))
@@ -60,7 +59,7 @@ def test_a_pickled_fault_is_equal(fault: Fault) -> None:
     assert str(again) == str(fault)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(faults)
 def test_a_fault_prints_as_one_line_and_parses_back_equal(fault: Fault) -> None:
     line = str(fault)
@@ -70,13 +69,11 @@ def test_a_fault_prints_as_one_line_and_parses_back_equal(fault: Fault) -> None:
     assert str(parse_fault(line)) == line
 
 
-@settings(deadline=None)
 @given(fault_sets)
 def test_a_fault_set_parses_back_equal(faults: tuple[Fault, ...]) -> None:
     assert parse_faults(format_faults(faults)) == faults
 
 
-@settings(deadline=None)
 @given(faults, st.sampled_from(["  ", "\t", " \t "]))
 def test_white_space_between_the_parts_does_not_matter(fault: Fault, gap: str) -> None:
     assert parse_fault(gap + str(fault).replace(" ", gap) + gap) == fault
@@ -157,7 +154,7 @@ def test_what_is_not_a_fault_is_refused(text: str) -> None:
         parse_fault(text)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.text(max_size=60) | st.text("weight activon flpsuck-0123456789[],.:&# ", max_size=60))
 def test_any_text_parses_or_raises_input_error(text: str) -> None:
     try:
@@ -167,7 +164,7 @@ def test_any_text_parses_or_raises_input_error(text: str) -> None:
     assert parse_faults(format_faults(found)) == found
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(fault_sets, min_size=1, max_size=6), st.data())
 def test_a_file_with_comments_and_blank_lines(
     tmp_path_factory: pytest.TempPathFactory, trials: list[tuple[Fault, ...]], data: st.DataObject

@@ -65,7 +65,7 @@ def test_every_fault_drawn_is_one_the_model_has(family: str) -> None:
             check(fault, components, FP16)
 
 
-@settings(deadline=None, max_examples=10)
+@settings(max_examples=10)
 @given(order=st.permutations(range(12)), keys=st.sampled_from([{}, {"count": 3}, {"draw": "uniform"}]))
 def test_a_trial_depends_on_seed_and_index_alone(order: list[int], keys: dict[str, Any]) -> None:
     components = tiny_loaded("llama").components
@@ -259,7 +259,7 @@ def test_a_rate_may_draw_no_fault(llama: ComponentMap) -> None:
         assert drawn == [()] * 5
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.integers(1, 300), st.data(), st.integers(0, 2**32))
 def test_distinct_gives_different_values_below_the_population(population: int, data: st.DataObject, seed: int) -> None:
     count = data.draw(st.integers(0, population))

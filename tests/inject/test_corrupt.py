@@ -96,7 +96,7 @@ def expected(word: int, corruption: Corruption, number_format: NumberFormat) -> 
 
 
 @pytest.mark.parametrize("number_format", FORMATS, ids=lambda f: f.name)
-@settings(deadline=None, max_examples=70)
+@settings(max_examples=70)
 @given(data=st.data())
 def test_every_corruption_of_every_word(number_format: NumberFormat, data: st.DataObject) -> None:
     pairs = st.tuples(words_of(number_format), corruptions(number_format))
@@ -118,7 +118,7 @@ def test_every_corruption_of_every_word(number_format: NumberFormat, data: st.Da
 
 @pytest.mark.parametrize("number_format", FORMATS, ids=lambda f: f.name)
 @given(data=st.data())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_flip_undoes_itself_and_a_stuck_bit_stays(number_format: NumberFormat, data: st.DataObject) -> None:
     bits = data.draw(bit_sets(number_format))
     word = data.draw(words_of(number_format))

@@ -73,7 +73,7 @@ def test_the_record_keeps_bits_and_values() -> None:
 
 
 @pytest.mark.parametrize("number_format", FORMATS, ids=lambda f: f.name)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_any_word_comes_back_nan_payloads_too(number_format, data: st.DataObject) -> None:
     model = model_of("llama", number_format.dtype)

@@ -3,7 +3,7 @@
 import accelerate
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aftershock.errors import InputError
@@ -57,7 +57,6 @@ def test_every_device_of_none_is_refused(monkeypatch):
         devices_of("auto")
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=40), st.integers(0, 300), st.integers(1, 8))
 def test_layers_are_spread_in_order_and_evenly(sizes, begun, devices):
     numbers = spread(sizes, begun, devices)

@@ -127,6 +127,25 @@ def test_padding_does_not_change_what_a_row_says(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_rows_that_share_a_context_run_it_once(family: str) -> None:
+    model = model_of(family)
+    contexts, answers = (CONTEXTS[1], *(CONTEXTS[0],) * 3), ((24,), (20, 21), (23,), ())
+    block = align(contexts, answers, model.device, owners=(0, 1, 1, 1))
+    called = []
+    logits = teacher_forced(model, block, NO_CUT, lambda call: called.append((call.start, call.stop, list(call.rows))))
+    assert called == [(0, 5, [0, 1]), (5, 7, [0, 1, 2, 3])]
+    apart = teacher_forced(model, align(contexts, answers, model.device), NO_CUT, nothing)
+    torch.testing.assert_close(logits, apart, rtol=1e-3, atol=1e-4)
+
+
+def test_copies_of_a_block_own_their_contexts() -> None:
+    block = align([(5, 6)] * 2 + [(7,)], [(8,), (9,), (8,)], torch.device("cpu"), owners=(0, 0, 2)).copies(2)
+    assert block.owners == (0, 0, 2, 3, 3, 5)
+    assert block.context_rows == (0, 2, 3, 5)
+    assert block.owner_index.tolist() == [0, 0, 1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_cut_run_is_the_run_cut_by_hand(family: str) -> None:
     model = model_of(family)
     block = block_of(model)

@@ -12,7 +12,7 @@ from tiny_models import tiny_loaded
 model_of = cache(tiny_loaded)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 7), st.integers(0, 2**40))
 def test_every_item_is_in_one_batch_of_its_kind(size: int, seed: int) -> None:
     batches = make_batches(ITEMS, model_of("llama"), size, seed)
@@ -52,6 +52,13 @@ def test_a_sequence_carries_its_row() -> None:
         for rows, sequences in zip(batch.rows, batch.sequence_of, strict=True):
             for row, sequence in zip(rows, sequences, strict=True):
                 assert batch.sequences[sequence] == (row.context, row.continuation[:-1])
+
+
+def test_options_of_one_item_share_its_context() -> None:
+    items = [choice("a", "Q:", ("one", "two", "three")), choice("b", "Q:", ("four", "five"))]
+    (batch,) = make_batches(items, model_of("llama"), 2, 0)
+    for sequences in batch.sequence_of:
+        assert {batch.owners[sequence] for sequence in sequences} == {sequences[0]}
 
 
 def test_decode_passes_are_the_tokens_fed_after_the_context() -> None:

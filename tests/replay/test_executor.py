@@ -200,6 +200,16 @@ def test_activation_faults_strike_every_sequence_of_their_item() -> None:
     assert {one.index for one in run.struck} == {(len("The sky is") + 1, 1)}
 
 
+def test_a_fault_in_a_shared_context_strikes_once_and_reaches_every_option() -> None:
+    model = model_of("llama")
+    (batch,) = batches_of(model, [choice("words", "The sky is ", ("blue", "made"))])
+    executor = ReferenceExecutor(model)
+    run = executor.trial(batch, parse_faults("activation model.layers.0[1] add 30.0 at prefill:2"))
+    assert [(one.row, one.index) for one in run.struck] == [(0, (2, 1))]
+    pairs = zip(run.items[0].logits, executor.golden(batch).items[0].logits, strict=True)
+    assert all(not torch.equal(struck, clean) for struck, clean in pairs)
+
+
 def test_a_nan_is_told_and_leaves_the_model_as_it_was() -> None:
     model = model_of("llama")
     executor = ReferenceExecutor(model)
@@ -232,7 +242,7 @@ matrices = st.tuples(st.integers(1, 4), st.integers(2, 6)).flatmap(
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(matrices)
 def test_distance_by_brute_force(values: list[np.ndarray]) -> None:
     clean, faulty = values[:2], values[2:]

@@ -115,6 +115,7 @@ LINES = [
     f"weight {UP}[3,4] replace 40.0 & activation model.layers.0[3] add 5.0 at decode:3",
     "activation model.layers.0[3] add 50.0 at first_token & activation model.layers.1[3] add 50.0 at decode:4",
     f"activation model.layers.0[3] add 50.0 at first_token & weight {NORM}[4] replace 40.0 from decode:4",
+    f"weight {UP}[3,4] replace 40.0 & activation {UP.removesuffix('.weight')}[3] add 5.0 at first_token",
     "activation lm_head[40] add 50.0 at decode:1",
     "activation model.embed_tokens[4] add 50.0 at prefill:0",
     f"weight {TABLE}[40,3] replace 9.0",

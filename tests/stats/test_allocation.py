@@ -11,7 +11,7 @@ from aftershock.stats import design_of, items_per_fault, neyman_allocation, stra
 positive = st.floats(1e-6, 1.0)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(positive, st.floats(0, 1)), min_size=1, max_size=30), st.integers(0, 500))
 def test_all_trials_are_given_out_and_every_stratum_gets_one(strata, more):
     chances, spreads = np.array(strata).T
@@ -67,7 +67,7 @@ def test_a_stratum_seen_little_is_not_believed():
     assert little > 0.3 * much
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.floats(0.02, 0.98), st.floats(0.1, 10), st.floats(0.01, 1))
 def test_items_per_fault_is_the_best_split_of_a_budget(correlation, fault_cost, item_cost):
     best = items_per_fault(correlation, fault_cost, item_cost)

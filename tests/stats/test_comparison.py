@@ -46,7 +46,7 @@ def test_excess_of_weighted_faults_is_their_weighted_mean():
     assert astuple(equal) == pytest.approx(astuple(plain))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(share_lists, share_lists)
 def test_a_difference_of_rates_is_of_their_estimates_and_mirrors(first, second):
     one, other = cluster_interval(first), cluster_interval(second)

@@ -104,7 +104,7 @@ def test_nothing_eligible_tells_nothing():
     assert (found.low, found.high, found.n) == (0.0, 1.0, 0)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.lists(st.one_of(st.just(float("nan")), st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=40))
 def test_the_other_outcome_has_the_mirrored_interval(shares):
     values = np.array(shares)

@@ -62,7 +62,7 @@ def test_faults_of_another_group_do_not_count():
     assert groups["y"].n == 1
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.data())
 def test_bounds_hold_the_estimate_and_order_does_not_matter(data):
     n = data.draw(st.integers(1, 40))
@@ -77,7 +77,7 @@ def test_bounds_hold_the_estimate_and_order_does_not_matter(data):
     assert (again.low, again.high) == pytest.approx((found.low, found.high))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=30))
 def test_effective_sample_size_lies_between_one_and_all(weights):
     assert 1 - 1e-9 <= effective_sample_size(weights) <= len(weights) + 1e-9

@@ -16,7 +16,7 @@ from aftershock.study.searched import SearchSummary
 from tiny_study import tiny_settings
 
 LENGTHS = st.integers(0, 32)
-QUICK = settings(max_examples=40, deadline=None)
+QUICK = settings(max_examples=40)
 
 
 def word_of(value: float, number_format: NumberFormat) -> int:

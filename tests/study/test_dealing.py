@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aftershock.errors import ContractError, InputError
@@ -38,7 +38,6 @@ def dealt(team, numbers):
         yield from crew.noise(numbers)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 5000), st.integers(1, 40), st.integers(1, 600))
 def test_parts_cover_everything_in_shares_that_never_grow(count, workers, largest):
     slices = list(parts(count, workers, largest))
@@ -49,7 +48,6 @@ def test_parts_cover_everything_in_shares_that_never_grow(count, workers, larges
     assert sizes[-workers:] == [1] * min(workers, count)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 90), st.integers(1, 5), st.lists(st.integers(LOSS, 9), min_size=1, max_size=30))
 def test_every_task_has_its_result_once_whoever_is_lost(count, size, script):
     team = Inline(Numbers, size, [0, *script])

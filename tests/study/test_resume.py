@@ -20,12 +20,12 @@ def _stored(path) -> int:
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
-    settings = tiny_settings(tmp_path, run={"trials": 60})
+    settings = tiny_settings(tmp_path, run={"trials": 30})
     file, out = tmp_path / "study.toml", tmp_path / "killed"
     file.write_text(to_toml(settings), encoding="utf-8")
     command = [sys.executable, "-m", "aftershock.cli", "study", str(file), "--out", str(out)]
     killed_at = []
-    for attempt, wanted in enumerate((3, 20)):
+    for attempt, wanted in enumerate((3, 10)):
         process = subprocess.Popen(
             [*command, *(["--resume"] if attempt else [])],
             stdout=subprocess.DEVNULL,

@@ -111,7 +111,7 @@ def answered(plan: Plan, trials: Sequence[int], failed: dict[str, float]) -> lis
 # which trials come next
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(2, 300), st.integers(1, 5000))
 def test_rounds_end_at_fixed_numbers_and_are_never_small(pilot, trials):
     run = {"until": "sdc ±1%", "pilot": pilot, "trials": trials}

@@ -3,14 +3,13 @@
 import tomllib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aftershock.errors import InputError
 from aftershock.study import StudySettings, check_settings, read_settings, to_toml
 
 
-@settings(deadline=None)
 @given(
     st.fixed_dictionaries(
         {},

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from letters import Letters
 
@@ -13,7 +13,6 @@ def cloze(context: str, continuation: str) -> Item:
     return Item("c", "cloze", "g", (context,), (continuation,), continuation)
 
 
-@settings(deadline=None)
 @given(PLAIN, PLAIN.filter(bool), st.sampled_from([(), (1,)]))
 def test_context_and_continuation_hold_the_whole_text_once(context, continuation, prefix):
     tokenizer = Letters(prefix=prefix)
@@ -69,7 +68,6 @@ def test_choice_has_a_row_per_option_with_one_context():
     assert rows == (Row((113,), (32, 97)), Row((113,), (32, 98, 99)))
 
 
-@settings(deadline=None)
 @given(st.text(min_size=2, max_size=60), st.integers(2, 20))
 def test_windows_predict_every_token_but_each_first(text, length):
     rows = windows(text, Letters(), length)

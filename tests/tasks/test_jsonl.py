@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aftershock.errors import InputError
@@ -148,7 +148,6 @@ def test_a_broken_first_line_is_named(read, fields, message):
     assert "\n" not in str(error.value)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(0, 3), st.sampled_from(['{"id": "x"', '{"id": "x", "question": "Q"}', "7"]))
 def test_a_broken_later_line_is_named_by_its_number(tmp_path_factory, good, blank, broken):
     lines = [json.dumps({**CHOICE, "id": f"set-{n}"}) for n in range(good)]

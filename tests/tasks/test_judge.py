@@ -2,7 +2,7 @@ from dataclasses import replace
 from math import exp, inf, nan
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from letters import Letters
 
@@ -23,7 +23,6 @@ def generated(text: str, **fields: object) -> tuple[Item, tuple[RowResult, ...]]
     return replace(item, **fields), (RowResult(tuple(map(ord, text)), (), True),)
 
 
-@settings(deadline=None)
 @given(st.lists(LOGPROBS, min_size=3, max_size=3))
 def test_choice_is_the_largest_sum_and_scores_its_margin(rows):
     answer = judge(CHOICE, scored(*rows), LETTERS)
@@ -68,7 +67,6 @@ def test_cloze_needs_every_token_greedy():
     assert (miss.output, miss.right) == (" ac", False)
 
 
-@settings(deadline=None)
 @given(LOGPROBS)
 def test_loss_is_the_mean_and_reads_back_equal(row):
     answer = judge(Item("t", "lm", "lm", ("",), ("text",)), scored(row), LETTERS)
@@ -121,7 +119,6 @@ def test_text_without_reference_is_neither_right_nor_wrong():
     assert (answer.right, answer.score) == (None, 0.0)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_rouge1_is_a_symmetric_share(one, other):
     assert 0.0 <= rouge1(one, other) == rouge1(other, one) <= 1.0

@@ -3,14 +3,13 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from aftershock.errors import InputError
 from aftershock.tasks import Item, load_task, probe_items, text_items
 
 
-@settings(deadline=None)
 @given(st.text(max_size=6000), st.sampled_from(["", "\n", " ", "word "]))
 def test_chunks_cover_the_text_in_order(text, separator):
     text = separator.join(text[i : i + 40] for i in range(0, len(text), 40))

@@ -2,7 +2,7 @@ from dataclasses import replace
 from math import inf
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from letters import Letters
 
@@ -146,7 +146,6 @@ def test_what_golden_does_is_no_distortion(golden):
     assert distortion(FREE, answer, other) is None
 
 
-@settings(deadline=None)
 @given(st.text(max_size=80), st.booleans())
 def test_golden_against_itself_is_masked_and_undistorted(text, with_reference):
     item = QUESTION if with_reference else FREE
@@ -156,7 +155,6 @@ def test_golden_against_itself_is_masked_and_undistorted(text, with_reference):
     assert score_change(item, answer, answer) == 0.0
 
 
-@settings(deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40), st.booleans())
 def test_every_pair_of_texts_has_one_outcome(golden, faulty, with_reference):
     item = QUESTION if with_reference else FREE

@@ -4,6 +4,7 @@ Weights are written in place through an integer view and written back word by wo
 by one hook on the module it belongs to, in the pass it names. Nothing is copied but the words struck.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -69,10 +70,12 @@ class _Armed:
 
 @dataclass(frozen=True)
 class _Due:
-    """An activation fault that the next forward call must strike, at one column in each of some rows."""
+    """An activation fault that the next forward call must strike, at one column in each of some rows; `places` are
+    those of the rows among the rows of the call."""
 
     fault: int
     rows: list[int]
+    places: list[int]
     columns: list[int]
 
 
@@ -149,25 +152,28 @@ class Injection:
                 raise ContractError(f"'{fault}' begins or ends inside a forward call: cut the run there")
         self._take_back(lambda armed: not armed.group.trigger.covers(call.first))
         self._arm_weights(lambda trigger: trigger.covers(call.first))
-        present = [self._rows[number] for armed in self._armed for number in armed.group.faults]
-        self._reached.update(
-            row for row in range(call.block.rows) if any(row in rows for rows in present) and call.takes_part(row)
-        )
+        present = {self._rows[number] for armed in self._armed for number in armed.group.faults}
+        self._reached.update(row for row in call.rows if any(row in rows for rows in present) and call.takes_part(row))
         for number, output in self._outputs.items():
             due = self._due_rows(number, call)
             if due.rows:
                 self._due.setdefault(output.module, []).append(due)
 
     def _due_rows(self, number: int, call: Pass) -> _Due:
-        trigger, block = self._faults[number].trigger, call.block
-        due = _Due(number, [], [])
+        trigger, block, own = self._faults[number].trigger, call.block, self._rows[number]
+        due = _Due(number, [], [], [])
         if call.first <= trigger.first <= call.last:
-            for row, length in enumerate(block.context_lengths):
+            # Rows stand in order, both in a call and in `own`.
+            first, end = bisect_left(call.rows, own.start), bisect_left(call.rows, own.stop)
+            for place in range(first, end):
+                row = call.rows[place]
+                length = block.context_lengths[row]
                 token = column(trigger.first, trigger.token, length)
                 at = block.context_width - length + token
-                here = call.start <= at < call.stop and row in self._rows[number]
+                here = call.start <= at < call.stop
                 if token >= 0 and here and call.active[row] and block.holds(row, range(at, at + 1)):
                     due.rows.append(row)
+                    due.places.append(place)
                     due.columns.append(at)
         return due
 
@@ -237,7 +243,7 @@ class Injection:
         times = [at - begin for at in due.columns]
         if min(times) < 0:
             raise ContractError(f"'{fault}' names a token whose output its pass does not compute")
-        index = _element(site, output, due.rows, times, fault.site.channel, call.stop - begin)
+        index = _element(site, output, due.places, times, fault.site.channel, call.stop - begin)
         stored, number_format = words(output), format_of(output.dtype)
         old = stored[index]
         new = corrupt(old, [fault.corruption] * len(due.rows), number_format)

@@ -73,7 +73,8 @@ def row_faults(model: LoadedModel, faults: Mapping[tuple[int, ...], Sequence[Fau
     with ExitStack() as hooks:
         for module, sets in placed.items():
             again = _merged([_round(dealt) for dealt in _dealt(sets)], rows, seen)
-            hooks.callback(module.register_forward_hook(again, with_kwargs=True).remove)
+            # Before any other: what those change in the output stays.
+            hooks.callback(module.register_forward_hook(again, prepend=True, with_kwargs=True).remove)
         yield
     _require_equal(seen)
 

@@ -7,6 +7,7 @@ stages is then a cut between two columns.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -19,6 +20,8 @@ class Block:
 
     `tokens` and `mask` have shape (rows, columns), int64; `mask` is 1 on real tokens. Contexts fill columns
     [context_width - context_lengths[r], context_width) of row r and its answer the columns after.
+
+    Rows may share a context: its columns run in the row `owners[r]` alone, whose keys and values are row r's too.
     """
 
     tokens: torch.Tensor
@@ -26,6 +29,7 @@ class Block:
     context_width: int
     context_lengths: tuple[int, ...]
     answer_lengths: tuple[int, ...]
+    owners: tuple[int, ...]
 
     @property
     def rows(self) -> int:
@@ -41,6 +45,22 @@ class Block:
     def positions(self) -> torch.Tensor:
         """Position ids, shape (rows, columns): 0 at each row's first real token."""
         return (self.mask.cumsum(-1) - 1).clamp(min=0)
+
+    @cached_property
+    def context_rows(self) -> tuple[int, ...]:
+        """The rows that run in the columns of contexts."""
+        return tuple(sorted(set(self.owners)))
+
+    @property
+    def shares_contexts(self) -> bool:
+        """Whether some rows have their context from another one."""
+        return len(self.context_rows) < self.rows
+
+    @cached_property
+    def owner_index(self) -> torch.Tensor:
+        """Place of each row's owner among `context_rows`, int64, shape (rows,)."""
+        places = {row: place for place, row in enumerate(self.context_rows)}
+        return torch.tensor([places[owner] for owner in self.owners], device=self.tokens.device)
 
     def start(self, number: int) -> int:
         """First column of a pass."""
@@ -58,6 +78,7 @@ class Block:
             self.context_width,
             self.context_lengths * count,
             self.answer_lengths * count,
+            tuple(copy * self.rows + owner for copy in range(count) for owner in self.owners),
         )
 
     def holds(self, row: int, columns: range) -> bool:
@@ -85,6 +106,16 @@ class Pass:
     kept: int
     active: tuple[bool, ...]
 
+    @property
+    def rows(self) -> Sequence[int]:
+        """The rows that run in this call."""
+        return self.block.context_rows if self.stop <= self.block.context_width else range(self.block.rows)
+
+    @property
+    def shared(self) -> bool:
+        """Whether some rows have their part of this call from another one."""
+        return len(self.rows) < self.block.rows
+
     def takes_part(self, row: int) -> bool:
         """Whether a token of row r's unfinished answer, or of its context, is fed in this call."""
         return self.active[row] and self.block.holds(row, range(self.start, self.stop))
@@ -98,8 +129,11 @@ def align(
     contexts: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     device: torch.device,
+    owners: Sequence[int] | None = None,
 ) -> Block:
     """A block of contexts and the answer tokens that are fed after them (empty ones to generate).
+
+    `owners[r]` is a row with the same context as row r, which runs for both; each row its own if not given.
 
     Padding is masked, so any token will do: a row is padded with its own first and last token. A fault in the
     embedding of a token then never reaches rows that don't hold it (NaN x 0 is NaN, also in a masked column).
@@ -121,13 +155,17 @@ def align(
         width,
         tuple(map(len, contexts)),
         tuple(map(len, answers)),
+        tuple(range(len(rows)) if owners is None else owners),
     )
 
 
 def cut(block: Block, boundaries: frozenset[int], columns: Sequence[int] = ()) -> tuple[Pass, ...]:
-    """The forward calls over a block that is cut before the passes `boundaries` and before `columns`."""
+    """The forward calls over a block that is cut before the passes `boundaries` and before `columns`; where rows share
+    contexts, before the answers too."""
     width = int(block.tokens.shape[1])
     wanted = {block.start(number) for number in boundaries if 0 < number <= block.last_pass} | set(columns)
+    if block.shares_contexts:
+        wanted.add(block.context_width)
     starts = sorted({0} | {column for column in wanted if 0 < column < width})
     active = (True,) * block.rows
     return tuple(

@@ -9,6 +9,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from aftershock.errors import ContractError
+from aftershock.models.blocks import Block, Pass
 from aftershock.numerics import words
 
 States = tuple[torch.Tensor, ...]
@@ -41,8 +42,9 @@ class _Layer(DynamicLayer):
 class ColumnCache(Cache):
     """A key-value cache for calls that each say where they write (`seek`).
 
-    A call writes its columns from `start` on and sees the `window` columns that end with its own. Columns that nobody
-    wrote are zero, so that masked ones add nothing. `devices` are those of the layers.
+    A call writes its columns from `start` on and sees the `window` columns that end with its own. It has all rows, or
+    those alone whose columns the others share. Columns that nobody wrote are zero, so that masked ones add nothing.
+    `devices` are those of the layers.
     """
 
     def __init__(self, devices: Sequence[torch.device], columns: int, window: int) -> None:
@@ -51,6 +53,7 @@ class ColumnCache(Cache):
         self._devices, self._columns = tuple(devices), columns
         self.states: States = ()
         self._views: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._sharing: Block | None = None
 
     @classmethod
     def of_block(cls, devices: Sequence[torch.device], columns: int) -> "ColumnCache":
@@ -71,9 +74,9 @@ class ColumnCache(Cache):
         cache.start = columns
         return cache
 
-    def seek(self, start: int) -> None:
-        """The next call writes from column `start` on."""
-        self.start = start
+    def seek(self, call: Pass) -> None:
+        """This call comes next."""
+        self.start, self._sharing = call.start, call.block if call.shared else None
 
     def step(self) -> None:
         """After a call of one token: the next one follows it; where the buffer ends, the window moves back first."""
@@ -86,6 +89,10 @@ class ColumnCache(Cache):
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a call's keys and values, shape (rows, heads, columns, channels); those that it sees."""
+        block, own_keys, own_values = self._sharing, keys, values
+        if block is not None:
+            owners = block.owner_index.to(keys.device)
+            keys, values = keys[owners], values[owners]
         if not self.states:
             self._allocate(keys.shape[0], keys.shape[1], keys.shape[3], keys.dtype)
         stop = self.start + keys.shape[2]
@@ -98,7 +105,10 @@ class ColumnCache(Cache):
             )
         own[0][:, :, self.start : stop] = keys
         own[1][:, :, self.start : stop] = values
-        return own[0][:, :, begin:stop], own[1][:, :, begin:stop]
+        if block is not None and begin == self.start:
+            return own_keys, own_values
+        rows = slice(None) if block is None else list(block.context_rows)
+        return own[0][rows, :, begin:stop], own[1][rows, :, begin:stop]
 
     @torch.inference_mode()
     def put(self, states: States, rows: int, first: int, start: int, stop: int) -> None:

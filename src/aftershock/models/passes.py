@@ -31,22 +31,25 @@ def teacher_forced(
 def forced_call(model: LoadedModel, call: Pass, cache: ColumnCache, before_pass: BeforePass) -> torch.Tensor:
     """One call of a teacher-forced run: logits of its last `call.kept` columns, shape (rows, kept, vocabulary).
 
-    `cache` holds the columns before the call's, whose keys and values are added.
+    `cache` holds the columns before the call's, whose keys and values are added. Rows that share a context have its
+    keys, values and logits from the row that owns it.
     """
     block, start, stop = call.block, call.start, call.stop
     before_pass(call)
-    cache.seek(start)
+    cache.seek(call)
+    rows = list(call.rows) if call.shared else slice(None)
     output = model.module(
-        input_ids=block.tokens[:, start:stop],
-        attention_mask=block.mask[:, :stop],
-        position_ids=block.positions[:, start:stop],
+        input_ids=block.tokens[rows, start:stop],
+        attention_mask=block.mask[rows, :stop],
+        position_ids=block.positions[rows, start:stop],
         past_key_values=cache,
         use_cache=True,
         # Some logits there must be: the one column of a pure prefill call is dropped below.
         logits_to_keep=_last_columns(max(call.kept, 1), stop - start, block.tokens.device),
     )
     logits: torch.Tensor = output.logits
-    return logits[:, logits.shape[1] - call.kept :]
+    kept = logits[:, logits.shape[1] - call.kept :]
+    return kept[block.owner_index] if call.shared else kept
 
 
 def _last_columns(kept: int, columns: int, device: torch.device) -> torch.Tensor:

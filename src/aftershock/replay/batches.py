@@ -42,6 +42,16 @@ class Batch:
             begin += len(numbers)
         return tuple(found)
 
+    @cached_property
+    def owners(self) -> tuple[int, ...]:
+        """For every sequence the first one of its item with the same context, which the options of a question share."""
+        first: dict[tuple[int, tuple[int, ...]], int] = {}
+        item_of = [item for item, numbers in enumerate(self.sequence_of) for _ in dict.fromkeys(numbers)]
+        return tuple(
+            first.setdefault((item, context), number)
+            for number, (item, (context, _)) in enumerate(zip(item_of, self.sequences, strict=True))
+        )
+
     @property
     def decode_passes(self) -> int:
         """The most decode passes that an answer of this batch can have."""

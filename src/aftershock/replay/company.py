@@ -1,5 +1,6 @@
 """Trials that share one teacher-forced run, each in rows of its own."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -38,6 +39,17 @@ def members(jobs: Sequence[Job], height: int) -> tuple[Member, ...]:
         )
         for place, job in enumerate(jobs)
     )
+
+
+def weights_by_row(own: Sequence[Member], called: Sequence[int]) -> dict[tuple[int, ...], Sequence[Fault]]:
+    """The weight faults of members, each by the places of its rows among those that a call has, which are in order."""
+    return {
+        tuple(range(bisect_left(called, member.rows.start), bisect_left(called, member.rows.stop))): member.faults(
+            member.weights
+        )
+        for member in own
+        if member.weights
+    }
 
 
 def sociable(model: LoadedModel, job: Job) -> bool:

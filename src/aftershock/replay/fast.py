@@ -1,7 +1,9 @@
 """The fast executor: runs only what a fault can change, and gives the reference executor's bits."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -10,7 +12,15 @@ from aftershock.errors import ContractError, InputError
 from aftershock.inject import Injection, Struck, changes_one_channel, row_faults
 from aftershock.models import ColumnCache, LoadedModel, Pass, continue_greedy
 from aftershock.numerics import words
-from aftershock.replay.company import Member, in_parts, members, renumbered, sociable, strikes_of
+from aftershock.replay.company import (
+    Member,
+    in_parts,
+    members,
+    renumbered,
+    sociable,
+    strikes_of,
+    weights_by_row,
+)
 from aftershock.replay.executor import Job, ModelCrashedError, Proof, Run
 from aftershock.replay.observe import Asked, Seen, joined
 from aftershock.replay.reach import Reach, reach_of
@@ -39,7 +49,7 @@ class FastExecutor(ReferenceExecutor):
     golden's again; writes the answers that leave golden's on together, those of many trials at once.
 
     What it skips is work whose result is known to the bit: the layers and calls before the fault have golden's inputs
-    and golden's shapes. `memory`, in bytes (2 GiB if not given, on a GPU a quarter of its own), bounds the golden state
+    and golden's shapes. `memory`, in bytes (2 GiB if not given, on a GPU half of its own), bounds the golden state
     that is kept (half of it), and that of answers that wait for company (the other half).
     """
 
@@ -131,16 +141,17 @@ class FastExecutor(ReferenceExecutor):
         assert trajectory is not None
         reaches = [reach_of(member.job.faults, self.model, golden.block) for member in own]
         first, begin = min(reach.first for reach in reaches), min(_first_call(golden, reach) for reach in reaches)
-        weights = {tuple(member.rows): member.faults(member.weights) for member in own if member.weights}
         cache = self._cache(golden, trajectory, first, begin)
         seen = [list(trajectory.seen[:begin]) for _ in range(self._shapes.copies)]
-        with row_faults(self.model, weights, golden.block.rows), injection:
+        with injection:
             for call in calls[:begin]:
                 injection.begin_pass(call)
-            for number, call in enumerate(calls[begin:], begin):
-                with self._resumed(trajectory, first, number):
-                    for copy, found in zip(seen, self._call(call, golden.asked, cache, injection), strict=True):
-                        copy.append(found)
+            for rows, some in groupby(enumerate(calls[begin:], begin), key=lambda numbered: numbered[1].rows):
+                with row_faults(self.model, weights_by_row(own, rows), len(rows)):
+                    for number, call in some:
+                        with self._resumed(trajectory, first, number):
+                            for copy, found in zip(seen, self._call(call, golden.asked, cache, injection), strict=True):
+                                copy.append(found)
         if not joined(seen[-1]).equal(joined(trajectory.seen)):
             raise ContractError(
                 "the fault-free rows of a run were not golden's to the bit: on this device rows depend on each other; "
@@ -188,20 +199,22 @@ class FastExecutor(ReferenceExecutor):
 
     def _golden_pass(self, calls: Sequence[Pass], asked: Asked) -> tuple[Seen, Trajectory | None]:
         outputs: list[Any] = []
-        own = slice(len(asked.likely))
+        height = len(asked.likely)
         cache = ColumnCache.of_block(self.model.layer_devices, calls[-1].stop)
         with Injection(self.model, ()) as injection, ExitStack() as hooks:
             for layer in self._layers:
                 hook = layer.register_forward_hook(lambda _, __, output: outputs.append(output))
                 hooks.callback(hook.remove)
             seen = tuple(self._call(call, asked, cache, injection)[0] for call in calls)
-        streams = [_stream(output)[own].clone() for output in outputs]
         layers = len(self._layers)
+        # Of the first copy.
+        own = [bisect_left(call.rows, height) for call in calls for _ in range(layers)]
+        streams = [_stream(output)[:rows].clone() for output, rows in zip(outputs, own, strict=True)]
         return joined(seen), Trajectory(
             tuple(tuple(streams[begin : begin + layers]) for begin in range(0, len(streams), layers)),
             isinstance(outputs[0], tuple),
             seen,
-            tuple(states[:, :, own].clone() for states in cache.states),
+            tuple(states[:, :, :height].clone() for states in cache.states),
         )
 
     def _trial_pass(self, job: Job, golden: GoldenRun, injection: Injection) -> Forced | Proof:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
@@ -23,6 +24,22 @@ class Asked:
     likely: torch.Tensor
     scored: torch.Tensor
     compared: torch.Tensor
+
+    @cached_property
+    def by_row(self) -> torch.Tensor:
+        """Order of `scored` that puts them row after row."""
+        return self.scored[:, 0].argsort(stable=True)
+
+    @cached_property
+    def by_sequence(self) -> torch.Tensor:
+        """Order of `compared` that puts them sequence after sequence; on the model's device."""
+        return self.compared[:, 0].argsort(stable=True).to(self.likely.device)
+
+    @cached_property
+    def compared_lengths(self) -> list[int]:
+        """How many of `compared` each sequence has."""
+        lengths: list[int] = self.compared[:, 0].bincount(minlength=len(self.likely)).tolist()
+        return lengths
 
 
 def asked_of(batch: Batch, texts: Sequence[Sequence[int]], device: torch.device) -> Asked:
@@ -112,6 +129,4 @@ def joined(calls: Sequence[Seen]) -> Seen:
 
 def logits_of(seen: Seen, asked: Asked) -> tuple[torch.Tensor, ...]:
     """The kept logits of each sequence, shape (positions, vocabulary)."""
-    owner = asked.compared[:, 0]
-    order = owner.argsort(stable=True).to(seen.logits.device)
-    return torch.split(seen.logits[order], owner.bincount(minlength=len(asked.likely)).tolist())
+    return torch.split(seen.logits[asked.by_sequence], asked.compared_lengths)

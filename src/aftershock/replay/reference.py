@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import log, sqrt
 
 import torch
 
@@ -36,8 +37,8 @@ from aftershock.replay.score import score
 from aftershock.replay.shapes import COLUMN_STEP, Shapes, rows_mix, shapes_of
 from aftershock.tasks import Answer, Item, RowResult, judge
 
-CLOSE = 4.0
-"""A margin within so many times the rounding noise between the two paths is too close to call."""
+DEVIATIONS = 8.0
+"""A margin within so many standard deviations of the rounding noise between the two paths is too close to call."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,12 @@ class GoldenRun:
     texts: tuple[tuple[int, ...], ...] = ()
     noise: float = 0.0
 
+    @property
+    def close(self) -> float:
+        """Margins below it are too close to call, as far as golden's rounding goes. The largest of n normal deviations
+        is about sqrt(2 ln n) standard deviations."""
+        return DEVIATIONS * self.noise / sqrt(2 * log(1 + sum(map(len, self.texts))))
+
     @cached_property
     def text_tokens(self) -> torch.Tensor:
         """`texts` as int64, shape (rows, positions); zeros follow their ends."""
@@ -116,11 +123,12 @@ class GoldenRun:
 
 @dataclass(frozen=True)
 class Row:
-    """A generated answer as far as the teacher-forced pass tells it; it goes on from `prefix`, if there is one."""
+    """A generated answer as far as the teacher-forced pass tells it; it goes on from `prefix`, if there is one. From
+    token `certain` on no choice in it was too close to call."""
 
     tokens: tuple[int, ...]
     finite: bool
-    margin: float
+    certain: int
     prefix: Prefix | None
 
 
@@ -135,6 +143,16 @@ class Pending:
     logits: tuple[torch.Tensor, ...]
     reached: frozenset[int]
     struck: tuple[Struck, ...]
+
+    @property
+    def certain(self) -> int:
+        """From so many tokens on no choice in any answer was too close to call."""
+        return max(row.certain for row in self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes, in bytes."""
+        return sum(prefix.nbytes for prefix in self.prefixes) + sum(logits.nbytes for logits in self.logits)
 
     @property
     def lines(self) -> int:
@@ -262,18 +280,11 @@ class ReferenceExecutor:
             return _as_golden(job, golden, forced, reached, struck)
         if not batch.generates:
             return score(batch, self.model, golden.asked, forced.seen, reached, struck)
-        pending = Pending(
-            job,
-            golden,
-            self._rows(batch, golden, forced),
-            self._band(golden, forced.seen.choices),
-            logits_of(forced.seen, golden.asked),
-            reached,
-            struck,
-        )
-        close = any(row.margin < pending.band for row in pending.rows)
+        band = self._band(golden, forced.seen.choices)
+        rows = self._rows(batch, golden, forced, band)
+        pending = Pending(job, golden, rows, band, logits_of(forced.seen, golden.asked), reached, struck)
         unsettled = any(not _settled(job.faults, prefix) for prefix in pending.prefixes)
-        if close or unsettled or (self._rows_mix and pending.prefixes):
+        if unsettled or (self._rows_mix and pending.prefixes) or not self._confirmed(pending):
             return self._decode(pending)
         return pending if pending.prefixes else self._finish(pending, Generated((), (), (), ()))
 
@@ -294,8 +305,8 @@ class ReferenceExecutor:
         height = len(asked.likely)
         return observe(logits.view(len(logits) // height, height, *logits.shape[1:]), first, asked)
 
-    def _rows(self, batch: Batch, golden: GoldenRun, forced: Forced) -> tuple[Row, ...]:
-        """Each answer as far as the teacher-forced run tells it."""
+    def _rows(self, batch: Batch, golden: GoldenRun, forced: Forced, band: float) -> tuple[Row, ...]:
+        """Each answer as far as the teacher-forced run tells it; choices with a margin below `band` are too close."""
         choices = forced.seen.choices
         lengths = torch.tensor([len(text) for text in golden.texts])
         inside = torch.arange(golden.text_tokens.shape[1]) < lengths[:, None]
@@ -303,16 +314,17 @@ class ReferenceExecutor:
         left = torch.where(other.any(1), other.int().argmax(1), lengths)
         known = inside & (torch.arange(inside.shape[1]) <= left[:, None])
         finite = (choices.finite | ~known).all(1).tolist()
-        margins = choices.margins.masked_fill(~known, torch.inf).amin(1).tolist()
+        close = (choices.margins < band) & known
+        certain = (close * torch.arange(1, inside.shape[1] + 1)).amax(1).tolist()
         return tuple(
-            Row(golden.answers[row][0], finite[row], margins[row], None)
+            Row(golden.answers[row][0], finite[row], certain[row], None)
             if at == len(golden.texts[row])
-            else self._left(batch, row, at, golden, forced, finite[row], margins[row])
+            else self._left(batch, row, at, golden, forced, finite[row], certain[row])
             for row, at in enumerate(left.tolist())
         )
 
     def _left(
-        self, batch: Batch, row: int, left: int, golden: GoldenRun, forced: Forced, finite: bool, margin: float
+        self, batch: Batch, row: int, left: int, golden: GoldenRun, forced: Forced, finite: bool, certain: int
     ) -> Row:
         """An answer whose token `left` is the first that is not golden's."""
         text, item, block = golden.texts[row], batch.items[row], golden.block
@@ -321,10 +333,10 @@ class ReferenceExecutor:
         tokens = text[:left] if ended else (*text[:left], chosen)
         # After a NaN or an infinity there is nothing more to learn.
         if ended or not finite or has_ended(self.model, tokens, item.max_new_tokens, item.stop):
-            return Row(tokens, finite, margin, None)
+            return Row(tokens, finite, certain, None)
         columns = slice(block.context_width - block.context_lengths[row], block.context_width + left)
         prefix = Prefix(forced.prefix_states(row, columns), tokens, item.max_new_tokens, item.stop)
-        return Row(tokens, finite, margin, prefix)
+        return Row(tokens, finite, certain, prefix)
 
     def _band(self, golden: GoldenRun, choices: Choices) -> float:
         """Margins below it could be decided by rounding alone. A faulty residual stream, and its rounding with it, can
@@ -332,8 +344,8 @@ class ReferenceExecutor:
         if not self._precise:
             return 0.0
         largest, faulty = float(golden.choices.best.abs().max()), float(choices.best.abs().max())
-        noise = max(golden.noise, torch.finfo(self.model.dtype).eps * largest)
-        return CLOSE * noise * max(1.0, faulty / largest)
+        least = DEVIATIONS * torch.finfo(self.model.dtype).eps * largest
+        return max(golden.close, least) * max(1.0, faulty / largest)
 
     def _continue_alone(self, pending: Pending) -> Run:
         columns = columns_of(pending.job.batch)
@@ -350,6 +362,18 @@ class ReferenceExecutor:
         return self._finished(
             pending,
             tuple((row.tokens, row.finite) if row.prefix is None else next(answers) for row in pending.rows),
+        )
+
+    def _confirmed(self, pending: Pending) -> bool:
+        """Whether the choices that were too close to call are those of decoding, as far as there are any."""
+        if not pending.certain:
+            return True
+        items = [
+            replace(item, max_new_tokens=min(item.max_new_tokens, pending.certain)) for item in pending.job.batch.items
+        ]
+        written = self.decoded(replace(pending.job.batch, items=tuple(items)), pending.job.faults)
+        return all(
+            found == row.tokens[: pending.certain] for found, row in zip(written.tokens, pending.rows, strict=True)
         )
 
     def _decode(self, pending: Pending) -> Run:
@@ -391,7 +415,7 @@ class ReferenceExecutor:
     def _block(self, batch: Batch, texts: Sequence[Sequence[int]]) -> Block:
         """The batch's sequences; of a generated text every token but the last is fed."""
         fed = [text[:-1] for text in texts] if batch.generates else [answer for _, answer in batch.sequences]
-        return align([context for context, _ in batch.sequences], fed, self.model.device)
+        return align([context for context, _ in batch.sequences], fed, self.model.device, batch.owners)
 
     @contextmanager
     def _armed(self, faults: tuple[Fault, ...], rows: range) -> Iterator[Injection]:

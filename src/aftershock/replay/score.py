@@ -1,6 +1,6 @@
 """Results of a batch whose continuations are given."""
 
-from itertools import count
+from itertools import islice
 
 from aftershock.inject import Struck
 from aftershock.models import LoadedModel
@@ -14,14 +14,17 @@ def score(
     batch: Batch, model: LoadedModel, asked: Asked, seen: Seen, reached: frozenset[int], struck: tuple[Struck, ...]
 ) -> Run:
     """The run that a teacher-forced pass makes; `reached` are the sequences that a fault reached."""
-    logits, numbers = logits_of(seen, asked), count()
+    logits = logits_of(seen, asked)
+    tokens, finite = seen.choices.tokens.tolist(), seen.choices.finite.tolist()
+    # Row after row; within a row they are in the order of positions already.
+    logprobs = iter(seen.logprobs[asked.by_row].tolist())
     items = []
     for item, rows, sequences in zip(batch.items, batch.rows, batch.sequence_of, strict=True):
         results = tuple(
             RowResult(
-                tuple(seen.choices.tokens[sequence, : len(row.continuation)].tolist()),
-                tuple(seen.logprobs[asked.scored[:, 0] == next(numbers)].tolist()),
-                bool(seen.choices.finite[sequence, : len(row.continuation)].all()),
+                tuple(tokens[sequence][: len(row.continuation)]),
+                tuple(islice(logprobs, len(row.continuation))),
+                all(finite[sequence][: len(row.continuation)]),
             )
             for row, sequence in zip(rows, sequences, strict=True)
         )

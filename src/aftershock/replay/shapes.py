@@ -29,21 +29,27 @@ class Shapes:
 
     def rows(self, prefix: Prefix, columns: int) -> int:
         """Rows in which answers like `prefix` are written on: as many as are wanted, halved until their keys and
-        values, in so many columns, fit an eighth of the device's memory."""
+        values, in so many columns, fit a quarter of the device's memory."""
         per_row = 2 * columns * prefix.nbytes // prefix.fed
         rows = self.continued_rows
-        while rows > 1 and rows * per_row > _memory(prefix.states[0].device) // 8:
+        while rows > 1 and rows * per_row > _memory(prefix.states[0].device) // 4:
             rows //= 2
         return rows
 
     def cuts(self, block: Block) -> tuple[int, ...]:
         """Columns before which every teacher-forced run over the block is cut: one call ends where the context does,
         so that what came before a fault need not run again. Small blocks are not cut."""
-        width, answers = int(block.tokens.shape[1]), block.context_width - 1
-        step = max(-(-self.call_tokens // block.rows), -(-width // MOST_CALLS))
-        if step >= width:
+        width = int(block.tokens.shape[1])
+        # Where contexts are shared their last column is one of theirs, though it predicts too.
+        answers = block.context_width if block.shares_contexts else block.context_width - 1
+        context, step = self._step(len(block.context_rows), width), self._step(block.rows, width)
+        if context >= width:
             return ()
-        return (*range(answers % step, answers, step), *range(answers, width, step))
+        return (*range(answers % context, answers, context), *range(answers, width, step))
+
+    def _step(self, rows: int, width: int) -> int:
+        """Columns of one call that has so many rows."""
+        return max(-(-self.call_tokens // rows), -(-width // MOST_CALLS))
 
 
 def _memory(device: torch.device) -> int:
@@ -52,8 +58,8 @@ def _memory(device: torch.device) -> int:
 
 
 def memory_budget(device: torch.device) -> int:
-    """Bytes that an executor may keep where nobody says: 2 GiB, on a GPU a quarter of its memory."""
-    return _memory(device) // (4 if device.type == "cuda" else 8)
+    """Bytes that an executor may keep where nobody says: 2 GiB, on a GPU half of its memory."""
+    return _memory(device) // (2 if device.type == "cuda" else 8)
 
 
 BY_DEVICE = MappingProxyType({"cpu": Shapes(1, 256, 64), "cuda": Shapes(32, 2**15, 8192)})

@@ -31,8 +31,8 @@ def faults_by_row(lines: Sequence[Line]) -> dict[tuple[int, ...], Sequence[Fault
 
 
 class Stock:
-    """Lines that wait, by the columns they need; `shapes` tell how many make up a run. `memory` bounds their states, in
-    bytes."""
+    """Lines that wait, by the columns they need; `shapes` tell how many make up a run. `memory` bounds what is kept of
+    their trials, in bytes."""
 
     def __init__(self, shapes: Shapes, memory: int) -> None:
         self._shapes, self._memory = shapes, memory
@@ -44,7 +44,7 @@ class Stock:
         """Let a trial's answers wait."""
         lines = self._waiting.setdefault(columns_of(pending.job.batch), [])
         lines += [Line(pending, number, prefix) for number, prefix in enumerate(pending.prefixes)]
-        self._held += sum(prefix.nbytes for prefix in pending.prefixes)
+        self._held += pending.nbytes
         self._written[id(pending)] = {}
 
     def runs(self) -> list[list[Line]]:
@@ -59,7 +59,6 @@ class Stock:
                 whole = len(ordered) - len(ordered) % rows
                 due += _parts(ordered[:whole], rows)
                 self._waiting[columns] = ordered[whole:]
-        self._held -= sum(line.prefix.nbytes for lines in due for line in lines)
         return due
 
     def rest(self) -> list[list[Line]]:
@@ -71,7 +70,6 @@ class Stock:
             for part in _parts(_ordered(lines), self._shapes.rows(lines[0].prefix, columns))
         ]
         self._waiting.clear()
-        self._held = 0
         return due
 
     def done(self, line: Line, written: Generated) -> Generated | None:
@@ -80,7 +78,7 @@ class Stock:
         answers[line.number] = written
         if len(answers) < line.pending.lines:
             return None
-        del self._written[id(line.pending)]
+        self._forget(line.pending)
         own = [answers[number] for number in range(len(answers))]
         return Generated(
             tuple(one.tokens[0] for one in own),
@@ -92,13 +90,17 @@ class Stock:
     def give_up(self, lines: Sequence[Line]) -> list[Pending]:
         """Forget the trials that the lines belong to; returns each of them once."""
         trials = {id(line.pending): line.pending for line in lines if id(line.pending) in self._written}
-        for key in trials:
-            del self._written[key]
+        for pending in trials.values():
+            self._forget(pending)
         self._waiting = {
             columns: [line for line in waiting if id(line.pending) in self._written]
             for columns, waiting in self._waiting.items()
         }
         return list(trials.values())
+
+    def _forget(self, pending: Pending) -> None:
+        del self._written[id(pending)]
+        self._held -= pending.nbytes
 
     def waits(self, line: Line) -> bool:
         """Whether the line's trial has not been given up."""

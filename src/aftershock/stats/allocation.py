@@ -53,7 +53,8 @@ def neyman_allocation(chances: npt.ArrayLike, spreads: npt.ArrayLike, trials: in
     if trials < sizes.size:
         raise InputError(f"{trials} trials for {sizes.size} strata: give at least one for each")
     sizes = sizes / sizes.sum()
-    best = sizes * scales if scales.any() else sizes
+    # Of the largest spread, which may be too small for a sum of products.
+    best = sizes * (scales / scales.max()) if scales.any() else sizes
     wanted = trials * (floor * sizes + (1 - floor) * best / best.sum())
     return _whole(wanted, trials)
 
@@ -62,7 +63,7 @@ def _whole(wanted: Floats, total: int) -> Ints:
     """Whole numbers of at least one that sum to `total`, near `wanted`: largest remainders over what is left."""
     above = (wanted - 1).clip(min=0)
     free = total - wanted.size
-    shares = above * (free / above.sum()) if free else np.zeros_like(above)
+    shares = free * (above / above.sum()) if free else np.zeros_like(above)
     numbers = np.floor(shares).astype(np.int64)
     left = free - int(numbers.sum())
     numbers[np.argsort(numbers - shares, kind="stable")[:left]] += 1

@@ -17,7 +17,7 @@ from aftershock.study.generated import generated_trials
 from aftershock.study.plan import Plan
 from aftershock.study.records import GoldenRecord, TrialRecord
 from aftershock.study.rounds import Block, next_block
-from aftershock.study.store import Store, StoredStudy
+from aftershock.study.store import Store, StoredStudy, load_study
 
 Phase = Literal["golden", "noise", "trials", "audit", "generate"]
 
@@ -89,14 +89,13 @@ def _trials(block: Block, crew: Crew, store: Store, watch: Watch) -> None:
 def _open(plan: Plan, folder: Path, resume: bool) -> Store:
     if not resume:
         return Store.create(folder, plan.settings, plan.digest, plan.environment, plan.trials)
-    store = Store.open(folder)
-    found = store.read().plan_digest
+    found = load_study(folder).plan_digest
     if found != plan.digest:
         raise InputError(
             f"{folder} holds another study (plan {found[:12]}, this one is {plan.digest[:12]}; model, settings, "
             "library versions, device and threads all count): resume with what made it, or choose another --out"
         )
-    return store
+    return Store.open(folder)
 
 
 def _noise(plan: Plan, crew: Crew, store: Store, watch: Watch) -> None:
