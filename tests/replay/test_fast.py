@@ -21,7 +21,7 @@ CASES = [(family, torch.float32) for family in FAMILIES]
 CASES += [(family, torch.bfloat16) for family in ("llama", "gemma3", "qwen3", "mixtral", "gpt2")]
 """18 cases of 34 fault sets each: over 600 different sets."""
 
-SHORT_CALLS = Shapes(copies=1, call_tokens=24, continued_rows=8)
+SHORT_CALLS = Shapes(copies=1, call_tokens=24, continued_rows=8, head_rows=4)
 IN_COMPANY = Shapes(copies=4, call_tokens=128, continued_rows=8)
 
 model_of = cache(tiny_loaded)
@@ -75,12 +75,12 @@ def disagreements(model: LoadedModel, jobs: Sequence[Job], shapes: Shapes = SHOR
 
 
 def two_each(model: LoadedModel, count: int) -> list[Job]:
-    """Every fault set on two of the batches, one of them the other way round than for the next set."""
+    """Every fault set on two of the batches, the next set on others."""
     return [
         Job((batch.number, number), batch, faults)
         for batch in batches_of(model)
         for number, faults in enumerate(drawn(model, batch, count, bit_classes=("sign", "exponent")))
-        if (number + batch.number) % 2
+        if (number + batch.number) % 3 == 0
     ]
 
 
@@ -90,7 +90,7 @@ def test_every_trial_is_the_reference_executors_to_the_bit(family: str, dtype: t
     before = model_hash(model.module)
     different, left = disagreements(model, two_each(model, FAULTS))
     assert different == []
-    assert left > 5
+    assert left > 2
     assert model_hash(model.module) == before
 
 

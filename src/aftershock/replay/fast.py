@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 
 from aftershock.errors import ContractError, InputError
 from aftershock.inject import Injection, Struck, changes_one_channel, row_faults
-from aftershock.models import ColumnCache, LoadedModel, Pass, continue_greedy
+from aftershock.models import ColumnCache, LoadedModel, Pass, continue_greedy, forced_call
 from aftershock.numerics import words
+from aftershock.replay.batches import Batch
 from aftershock.replay.company import (
     Member,
     in_parts,
@@ -22,6 +24,7 @@ from aftershock.replay.company import (
     weights_by_row,
 )
 from aftershock.replay.executor import Job, ModelCrashedError, Proof, Run
+from aftershock.replay.head import Doubt, doubt_of, gives_logits, observe_doubtful, withheld
 from aftershock.replay.observe import Asked, Seen, joined
 from aftershock.replay.reach import Reach, reach_of
 from aftershock.replay.reference import (
@@ -59,6 +62,7 @@ class FastExecutor(ReferenceExecutor):
         super().__init__(model, (memory_budget(model.device) if memory is None else memory) // 2, shapes)
         names = [site.module for site in model.components.outputs if site.component == "residual"]
         self._layers = [model.module.get_submodule(name) for name in names]
+        self._doubts = self._shapes.head_rows is not None and gives_logits(model)
 
     def trials(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Run | ModelCrashedError]]:
         """Every job with its run; those whose answers leave golden's wait for company."""
@@ -197,14 +201,26 @@ class FastExecutor(ReferenceExecutor):
                 except ModelCrashedError as error:
                     yield line.pending.job, error
 
+    def _run_golden(self, batch: Batch, boundaries: frozenset[int]) -> GoldenRun:
+        golden = super()._run_golden(batch, boundaries)
+        if not (batch.generates and self._doubts):
+            return golden
+        assert golden.trajectory is not None
+        # Far enough from the band, so that a trial with somewhat larger logits stays outside too.
+        least = 2 * self._least_band(golden)
+        return replace(golden, doubt=doubt_of(self.model, golden.trajectory.hidden, golden.choices, least))
+
     def _golden_pass(self, calls: Sequence[Pass], asked: Asked) -> tuple[Seen, Trajectory | None]:
         outputs: list[Any] = []
+        hidden: list[torch.Tensor] = []
         height = len(asked.likely)
         cache = ColumnCache.of_block(self.model.layer_devices, calls[-1].stop)
         with Injection(self.model, ()) as injection, ExitStack() as hooks:
             for layer in self._layers:
                 hook = layer.register_forward_hook(lambda _, __, output: outputs.append(output))
                 hooks.callback(hook.remove)
+            hook = self._head.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
+            hooks.callback(hook.remove)
             seen = tuple(self._call(call, asked, cache, injection)[0] for call in calls)
         layers = len(self._layers)
         # Of the first copy.
@@ -215,6 +231,9 @@ class FastExecutor(ReferenceExecutor):
             isinstance(outputs[0], tuple),
             seen,
             tuple(states[:, :, :height].clone() for states in cache.states),
+            tuple(_predicting(call, one[:height]) for call, one in zip(calls, hidden, strict=True))
+            if self._doubts
+            else (),
         )
 
     def _trial_pass(self, job: Job, golden: GoldenRun, injection: Injection) -> Forced | Proof:
@@ -227,6 +246,8 @@ class FastExecutor(ReferenceExecutor):
             injection.begin_pass(call)
         if begin == len(calls):
             return "not_activated"
+        # A fault that comes after the layers may change the head itself.
+        doubt = golden.doubt if reach.last is not None else None
         seen, as_golden = list(trajectory.seen[:begin]), True
         for number, call in enumerate(calls[begin:], begin):
             if as_golden and call.start >= reach.stop:
@@ -234,7 +255,10 @@ class FastExecutor(ReferenceExecutor):
             watched = self._watched(trajectory, reach, number, call, cache) if as_golden else nullcontext()
             try:
                 with self._resumed(trajectory, reach.first, number), watched:
-                    found = self._call(call, golden.asked, cache, injection)[0]
+                    if doubt is None:
+                        found = self._call(call, golden.asked, cache, injection)[0]
+                    else:
+                        found = self._doubtful_call(doubt, number, call, golden.asked, cache, injection)
             except _GoldenAgainError:
                 cache.put(trajectory.states, golden.block.rows, reach.first, call.start, call.stop)
                 found = trajectory.seen[number]
@@ -244,6 +268,17 @@ class FastExecutor(ReferenceExecutor):
         if as_golden:
             return "converged"
         return Forced(joined(seen), cache.states, trajectory.states, reach.first)
+
+    def _doubtful_call(
+        self, doubt: Doubt, number: int, call: Pass, asked: Asked, cache: ColumnCache, injection: Injection
+    ) -> Seen:
+        """The same as `_call` for one copy; the head runs where a choice is in doubt or its logits are asked for."""
+        inputs: list[torch.Tensor] = []
+        with withheld(self._head, inputs):
+            forced_call(self.model, call, cache, injection.begin_pass)
+        first = call.stop - call.kept - call.block.context_width + 1
+        hidden = _predicting(call, inputs[0])
+        return observe_doubtful(self.model, doubt, number, first, hidden, asked, self._shapes.head_rows)
 
     def _cache(self, golden: GoldenRun, trajectory: Trajectory, first: int, begin: int) -> ColumnCache:
         """A cache that holds what the calls before `begin` left in layer `first` and those after it."""
@@ -292,6 +327,11 @@ class FastExecutor(ReferenceExecutor):
 def _first_call(golden: GoldenRun, reach: Reach) -> int:
     """Number of the first call that faults can change, the number of calls where there is none."""
     return next((number for number, call in enumerate(golden.calls) if call.stop > reach.start), len(golden.calls))
+
+
+def _predicting(call: Pass, hidden: torch.Tensor) -> torch.Tensor:
+    """Those of the head's inputs that predict answer tokens: there is one at least."""
+    return hidden[:, hidden.shape[1] - call.kept :]
 
 
 def _stream(output: Any) -> torch.Tensor:

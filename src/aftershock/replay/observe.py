@@ -89,12 +89,12 @@ def observe(logits: torch.Tensor, first: int, asked: Asked) -> list[Seen]:
     copies, _, positions, _ = logits.shape
     likely = asked.likely[:, first : first + positions].expand(copies, -1, -1)
     choices = choose(logits, likely)
-    scored = _within(asked.scored, 2, first, positions).to(logits.device)
+    scored = within(asked.scored, 2, first, positions).to(logits.device)
     wanted = logits[:, scored[:, 1], scored[:, 2] - first]
     logprobs = wanted.gather(-1, scored[:, 3].expand(copies, -1)[..., None])[..., 0].float()
     # In fp32, in parts of bounded size.
     logprobs -= torch.cat([part.float().logsumexp(-1) for part in torch.split(wanted, 256, dim=1)], dim=1)
-    compared = _within(asked.compared, 1, first, positions).to(logits.device)
+    compared = within(asked.compared, 1, first, positions).to(logits.device)
     kept = logits[:, compared[:, 0], compared[:, 1] - first]
     return [
         Seen(
@@ -106,7 +106,7 @@ def observe(logits: torch.Tensor, first: int, asked: Asked) -> list[Seen]:
     ]
 
 
-def _within(places: torch.Tensor, column: int, first: int, positions: int) -> torch.Tensor:
+def within(places: torch.Tensor, column: int, first: int, positions: int) -> torch.Tensor:
     """The places whose position lies in [first, first + positions)."""
     found = places[:, column]
     return places[(found >= first) & (found < first + positions)]

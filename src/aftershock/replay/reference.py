@@ -32,6 +32,7 @@ from aftershock.models import (
 )
 from aftershock.replay.batches import Batch
 from aftershock.replay.executor import ItemRun, Job, ModelCrashedError, Proof, Run
+from aftershock.replay.head import Doubt, head_of, in_parts
 from aftershock.replay.observe import Asked, Seen, asked_of, joined, logits_of, observe
 from aftershock.replay.score import score
 from aftershock.replay.shapes import COLUMN_STEP, Shapes, rows_mix, shapes_of
@@ -67,18 +68,25 @@ class Trajectory:
     """A golden teacher-forced run, call by call and layer by layer.
 
     `outputs[c][l]`, shape (sequences, columns, channels): the residual stream after layer l in call c; `tuples` tells
-    whether layers return it as the first of a tuple. `seen[c]` is what call c showed.
+    whether layers return it as the first of a tuple. `seen[c]` is what call c showed, `hidden[c]` what its head was
+    given, where that is kept.
     """
 
     outputs: tuple[tuple[torch.Tensor, ...], ...]
     tuples: bool
     seen: tuple[Seen, ...]
     states: States
+    hidden: tuple[torch.Tensor, ...]
 
     @property
     def nbytes(self) -> int:
         """Memory it takes, in bytes."""
-        tensors = [*self.states, *(seen.logits for seen in self.seen), *(one for call in self.outputs for one in call)]
+        tensors = [
+            *self.hidden,
+            *self.states,
+            *(seen.logits for seen in self.seen),
+            *(one for call in self.outputs for one in call),
+        ]
         return sum(tensor.nbytes for tensor in tensors)
 
 
@@ -101,6 +109,7 @@ class GoldenRun:
     answers: tuple[tuple[tuple[int, ...], bool], ...] = ()
     texts: tuple[tuple[int, ...], ...] = ()
     noise: float = 0.0
+    doubt: Doubt | None = None
 
     @property
     def close(self) -> float:
@@ -176,6 +185,7 @@ class ReferenceExecutor:
         self._shapes = shapes_of(model) if shapes is None else shapes
         self._golden: OrderedDict[tuple[int, frozenset[int]], GoldenRun] = OrderedDict()
         self._rows_mix = rows_mix(model)
+        self._head = head_of(model)
         self._precise = torch.finfo(model.dtype).eps < 1e-6
 
     def golden(self, batch: Batch, faults: Sequence[Fault] = ()) -> Run:
@@ -300,7 +310,9 @@ class ReferenceExecutor:
 
     def _call(self, call: Pass, asked: Asked, cache: ColumnCache, injection: Injection) -> list[Seen]:
         """One call of a teacher-forced run: what each copy of the batch shows."""
-        logits = forced_call(self.model, call, cache, injection.begin_pass)
+        # Without positions to predict the head's output is dropped.
+        with in_parts(self._head, self._shapes.head_rows if call.kept else None):
+            logits = forced_call(self.model, call, cache, injection.begin_pass)
         first = call.stop - call.kept - call.block.context_width + 1
         height = len(asked.likely)
         return observe(logits.view(len(logits) // height, height, *logits.shape[1:]), first, asked)
@@ -344,8 +356,15 @@ class ReferenceExecutor:
         if not self._precise:
             return 0.0
         largest, faulty = float(golden.choices.best.abs().max()), float(choices.best.abs().max())
-        least = DEVIATIONS * torch.finfo(self.model.dtype).eps * largest
-        return max(golden.close, least) * max(1.0, faulty / largest)
+        return self._least_band(golden) * max(1.0, faulty / largest)
+
+    def _least_band(self, golden: GoldenRun) -> float:
+        """The band of a trial whose logits are no larger than golden's."""
+        if not self._precise:
+            return 0.0
+        return max(
+            golden.close, DEVIATIONS * torch.finfo(self.model.dtype).eps * float(golden.choices.best.abs().max())
+        )
 
     def _continue_alone(self, pending: Pending) -> Run:
         columns = columns_of(pending.job.batch)

@@ -1,6 +1,6 @@
 """The fixed numbers that decide shapes. Rounding depends on shapes, so golden runs and all executors share them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -20,12 +20,14 @@ class Shapes:
 
     `copies`: how often a batch's rows stand in one teacher-forced run, each time under the faults of another trial.
     `call_tokens`: tokens of all rows in one of its calls, at least. `continued_rows`: rows in which answers that left
-    golden's are written on.
+    golden's are written on. `head_rows`: positions that the head over the vocabulary takes at a time in teacher-forced
+    runs, all of a call's if None; a small number lets trials spare it where no choice is in doubt.
     """
 
     copies: int
     call_tokens: int
     continued_rows: int
+    head_rows: int | None = None
 
     def rows(self, prefix: Prefix, columns: int) -> int:
         """Rows in which answers like `prefix` are written on: as many as are wanted, halved until their keys and
@@ -62,7 +64,7 @@ def memory_budget(device: torch.device) -> int:
     return _memory(device) // (2 if device.type == "cuda" else 8)
 
 
-BY_DEVICE = MappingProxyType({"cpu": Shapes(1, 256, 64), "cuda": Shapes(32, 2**15, 8192)})
+BY_DEVICE = MappingProxyType({"cpu": Shapes(1, 256, 64, 128), "cuda": Shapes(32, 2**15, 8192)})
 
 
 def shapes_of(model: LoadedModel) -> Shapes:
@@ -71,7 +73,7 @@ def shapes_of(model: LoadedModel) -> Shapes:
     Experts work on the tokens that all rows send them, so there a row's bits depend on its company: one copy.
     """
     found = BY_DEVICE.get(model.device.type, BY_DEVICE["cuda"])
-    return Shapes(1, found.call_tokens, found.continued_rows) if rows_mix(model) else found
+    return replace(found, copies=1) if rows_mix(model) else found
 
 
 def rows_mix(model: LoadedModel) -> bool:
