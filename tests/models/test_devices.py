@@ -10,7 +10,6 @@ from aftershock.errors import InputError
 from aftershock.faults import Selection, sample_faults, select
 from aftershock.models import devices_of, load, model_hash
 from aftershock.models.devices import split_over, spread
-from aftershock.numerics import words
 from aftershock.replay import FastExecutor, Job, ReferenceExecutor, make_batches, residual_error
 from aftershock.tasks import load_task
 from tiny_models import FAMILIES, save_tiny, tiny_loaded, tiny_model
@@ -120,7 +119,7 @@ def test_trials_are_the_same_where_hooks_move_tensors_between_parts(tmp_path, fa
                 assert run.struck == expected[job.key].struck
                 for one, other in zip(run.items, expected[job.key].items, strict=True):
                     assert repr(one.answer) == repr(other.answer)
-                    assert all(torch.equal(words(a), words(b)) for a, b in zip(one.logits, other.logits, strict=True))
+                    assert repr(one.apart) == repr(other.apart)
         golden = ReferenceExecutor(hooked).golden(batch)
         assert residual_error(hooked, batch, faults[0], golden) == residual_error(plain, batch, faults[0], golden)
     assert model_hash(hooked.module) == model_hash(plain.module)

@@ -1,5 +1,7 @@
 """Passes give what plain transformers gives: the same bits in one call, the same tokens when decoding."""
 
+import gc
+import weakref
 from dataclasses import replace
 from functools import cache
 
@@ -368,3 +370,18 @@ def test_choices_by_brute_force(values: np.ndarray, likely: list[int]) -> None:
         if np.isfinite(logits).all():
             second, first = sorted(logits.tolist())[-2:]
             assert (float(found.best[row]), float(found.margins[row])) == (first, first - second)
+
+
+def test_a_cache_goes_with_its_last_user() -> None:
+    model = model_of("llama")
+    cache = ColumnCache.of_block(model.layer_devices, 8)
+    for call in cut(block_of(model), NO_CUT):
+        forced_call(model, call, cache, nothing)
+    (states,) = cache.states
+    buffer = weakref.ref(states)
+    gc.disable()
+    try:
+        del cache, states
+        assert buffer() is None
+    finally:
+        gc.enable()

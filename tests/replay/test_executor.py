@@ -14,8 +14,9 @@ from small_tasks import ITEMS, choice, generation, lm
 
 from aftershock.errors import ContractError
 from aftershock.faults import Fault, parse_faults
-from aftershock.models import LoadedModel, align
-from aftershock.replay import Batch, ItemRun, ReferenceExecutor, Run, distance, make_batches
+from aftershock.inject import Injection
+from aftershock.models import LoadedModel, align, teacher_forced
+from aftershock.replay import Batch, Distance, ItemRun, ReferenceExecutor, Run, distance, make_batches
 from aftershock.tasks import Answer
 from tiny_models import tiny_loaded
 
@@ -30,11 +31,19 @@ def batches_of(model: LoadedModel, items=ITEMS, size: int = 4) -> tuple[Batch, .
 
 
 def same(one: Run, other: Run) -> bool:
-    """Whether two runs gave the same answers and the same bits."""
+    """Whether two golden runs gave the same answers and the same bits."""
     return all(
         (a.answer, a.forced) == (b.answer, b.forced)
         and all(torch.equal(x.view(torch.int32), y.view(torch.int32)) for x, y in zip(a.logits, b.logits, strict=True))
         for a, b in zip(one.items, other.items, strict=True)
+    )
+
+
+def as_golden(golden: Run, trial: Run) -> bool:
+    """Whether a trial gave golden's answers and logits."""
+    return all(
+        (a.answer, a.forced) == (b.answer, b.forced) and b.apart == Distance(0.0, 0.0)
+        for a, b in zip(golden.items, trial.items, strict=True)
     )
 
 
@@ -49,11 +58,7 @@ def test_a_fault_that_changes_nothing_gives_the_golden_run(family: str, trigger:
     for batch in batches_of(model):
         golden = executor.golden(batch, faults)
         trial = executor.trial(batch, faults)
-        assert same(golden, trial)
-        for before, after in zip(golden.items, trial.items, strict=True):
-            apart = distance(before, after)
-            assert apart is not None
-            assert (apart.rmse, apart.kl) == (0.0, 0.0)
+        assert as_golden(golden, trial)
         assert golden.struck == ()
         assert not any(item.reached for item in golden.items)
 
@@ -62,7 +67,7 @@ def test_a_trial_without_faults_is_the_golden_run() -> None:
     model = model_of("llama")
     executor = ReferenceExecutor(model)
     for batch in batches_of(model):
-        assert same(executor.golden(batch), executor.trial(batch, ()))
+        assert as_golden(executor.golden(batch), executor.trial(batch, ()))
 
 
 def test_a_golden_run_is_kept_for_each_way_of_cutting() -> None:
@@ -80,10 +85,12 @@ def test_a_golden_run_is_kept_for_each_way_of_cutting() -> None:
 def test_golden_runs_are_dropped_when_memory_runs_out_the_oldest_first() -> None:
     model = model_of("llama")
     (first, second, third, *_) = batches_of(model, size=2)
-    free = ReferenceExecutor(model)
 
     def held(*batches: Batch) -> int:
-        return sum(x.nbytes for batch in batches for item in free.golden(batch).items for x in item.logits)
+        free = ReferenceExecutor(model)
+        for batch in batches:
+            free.golden(batch)
+        return free.held
 
     executor = ReferenceExecutor(model, memory=max(held(first, second), held(first, third)))
     kept = executor.golden(first)
@@ -164,10 +171,9 @@ def test_a_trial_is_compared_on_the_golden_text() -> None:
     assert any(a.answer.output != b.answer.output for a, b in zip(golden.items, trial.items, strict=True))
     for before, after in zip(golden.items, trial.items, strict=True):
         assert after.forced == before.forced
-        apart = distance(before, after)
-        assert apart is not None
-        assert apart.rmse > 0
-        assert apart.kl > 0
+        assert after.apart is not None
+        assert after.apart.rmse > 0
+        assert after.apart.kl > 0
     assert [(one.tensor, one.index, one.new_value) for one in trial.struck] == [(UP, (3, 4), 40.0)]
     assert all(item.reached for item in trial.items)
 
@@ -202,12 +208,12 @@ def test_activation_faults_strike_every_sequence_of_their_item() -> None:
 
 def test_a_fault_in_a_shared_context_strikes_once_and_reaches_every_option() -> None:
     model = model_of("llama")
-    (batch,) = batches_of(model, [choice("words", "The sky is ", ("blue", "made"))])
-    executor = ReferenceExecutor(model)
-    run = executor.trial(batch, parse_faults("activation model.layers.0[1] add 30.0 at prefill:2"))
-    assert [(one.row, one.index) for one in run.struck] == [(0, (2, 1))]
-    pairs = zip(run.items[0].logits, executor.golden(batch).items[0].logits, strict=True)
-    assert all(not torch.equal(struck, clean) for struck, clean in pairs)
+    block = align([(5, 6, 7)] * 2, [(8,), (9, 10)], model.device, owners=(0, 0))
+    clean = teacher_forced(model, block, frozenset(), lambda call: None)
+    with Injection(model, parse_faults("activation model.layers.0[1] add 30.0 at prefill:1")) as injection:
+        struck = teacher_forced(model, block, frozenset(), injection.begin_pass)
+    assert [(one.row, one.index) for one in injection.struck] == [(0, (1, 1))]
+    assert not any(torch.equal(row, other) for row, other in zip(struck, clean, strict=True))
 
 
 def test_a_nan_is_told_and_leaves_the_model_as_it_was() -> None:
@@ -276,4 +282,5 @@ def test_faults_are_given_as_any_sequence() -> None:
     executor = ReferenceExecutor(model)
     (batch, *_) = batches_of(model)
     faults: list[Fault] = list(parse_faults(f"weight {NORM}[1] flip 30 from decode:1"))
-    assert same(executor.trial(batch, faults), executor.trial(batch, tuple(faults)))
+    # In print NaN equals itself.
+    assert repr(executor.trial(batch, faults)) == repr(executor.trial(batch, tuple(faults)))

@@ -42,21 +42,14 @@ def drawn(model: LoadedModel, batch: Batch, count: int = FAULTS, **selection) ->
 
 
 def printed(run: Run | ModelCrashedError) -> str:
-    """All of a run but its logits; NaN equals itself in print."""
+    """All of a run; NaN equals itself in print."""
     if isinstance(run, ModelCrashedError):
         return f"crash {run.struck}"
-    return repr([(item.answer, item.forced, item.reached) for item in run.items]) + repr(run.struck)
+    return repr([(item.answer, item.forced, item.reached, item.apart) for item in run.items]) + repr(run.struck)
 
 
 def same(one: Run | ModelCrashedError, other: Run | ModelCrashedError) -> bool:
-    if isinstance(one, ModelCrashedError) or isinstance(other, ModelCrashedError):
-        return printed(one) == printed(other)
-    logits = [
-        torch.equal(words(a), words(b))
-        for mine, theirs in zip(one.items, other.items, strict=True)
-        for a, b in zip(mine.logits, theirs.logits, strict=True)
-    ]
-    return printed(one) == printed(other) and all(logits)
+    return printed(one) == printed(other)
 
 
 def disagreements(model: LoadedModel, jobs: Sequence[Job], shapes: Shapes = SHORT_CALLS) -> tuple[list[Job], int]:

@@ -108,8 +108,6 @@ def test_the_head_runs_where_a_choice_is_in_doubt(line: str, spared: bool) -> No
         run = fast.trial(batch, faults)
     finally:
         hook.remove()
-    assert [item.answer for item in run.items] == [item.answer for item in expected.items]
-    for mine, theirs in zip(run.items, expected.items, strict=True):
-        assert all(torch.equal(words(a), words(b)) for a, b in zip(mine.logits, theirs.logits, strict=True))
+    assert run.items == expected.items
     # 24 positions are predicted: that many reach a withheld head, then come the 16 whose logits are asked for.
     assert (seen == [24, 16]) == spared

@@ -1,5 +1,6 @@
 """Keys and values in fixed columns, so that shapes don't depend on what was cached before."""
 
+import weakref
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -25,7 +26,8 @@ class _Layer(DynamicLayer):
 
     def __init__(self, cache: "ColumnCache", number: int) -> None:
         super().__init__()
-        self._cache, self._number = cache, number
+        # No cycle: the buffers are large, and are to go with their last user.
+        self._cache, self._number = weakref.proxy(cache), number
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any

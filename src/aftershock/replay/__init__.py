@@ -1,8 +1,8 @@
 """Golden runs, and trials against them."""
 
 from aftershock.replay.batches import Batch, make_batches
-from aftershock.replay.distance import Distance, distance
-from aftershock.replay.executor import Executor, ItemRun, Job, ModelCrashedError, Proof, Run
+from aftershock.replay.distance import distance
+from aftershock.replay.executor import Distance, Executor, ItemRun, Job, ModelCrashedError, Proof, Run
 from aftershock.replay.fast import FastExecutor
 from aftershock.replay.reference import ReferenceExecutor
 from aftershock.replay.trace import residual_error

@@ -31,18 +31,28 @@ and all keys and values were golden's to the bit.
 
 
 @dataclass(frozen=True)
+class Distance:
+    """How far faulty logits lie from golden ones: RMSE, and mean KL(golden || faulty) in nats."""
+
+    rmse: float
+    kl: float
+
+
+@dataclass(frozen=True)
 class ItemRun:
     """What one run gave for one item.
 
-    `logits[r]`, shape (positions, vocabulary), model dtype: the logits of row r at the compared answer positions,
-    teacher-forced on `forced`, golden's tokens with the one that ended them (empty where the task gives the
-    continuations). `reached`: whether the item took part in a pass with some fault present.
+    The run was teacher-forced on `forced`, golden's tokens with the one that ended them (empty where the task gives the
+    continuations). Of a fault-free run `logits[r]`, shape (positions, vocabulary), model dtype, are those of row r at
+    the compared answer positions; of a trial `apart` tells how far they lie from golden's. `reached`: whether the item
+    took part in a pass with some fault present.
     """
 
     answer: Answer
     forced: tuple[int, ...]
     logits: tuple[torch.Tensor, ...]
     reached: bool
+    apart: Distance | None = None
 
 
 @dataclass(frozen=True)

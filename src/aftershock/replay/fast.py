@@ -182,6 +182,8 @@ class FastExecutor(ReferenceExecutor):
         lines = [line for line in lines if stock.waits(line)]
         if not lines:
             return
+        # Their keys and values are large: what is cached in other sizes must not be in their way. Without GPU a no-op.
+        torch.cuda.empty_cache()
         columns = columns_of(lines[0].pending.job.batch)
         rows = self._shapes.rows(lines[0].prefix, columns)
         try:

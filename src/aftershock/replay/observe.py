@@ -18,12 +18,14 @@ class Asked:
 
     `likely`, shape (sequences, positions): the tokens that are probably chosen. `scored`, shape (n, 4): number of the
     task's row, sequence, position and token of each log-probability asked for. `compared`, shape (m, 2): sequence and
-    position of the logits that are kept. Both are in the order of positions.
+    position of the logits that are kept; both are in the order of positions. `items`, shape (m,): numbers of the items
+    that those belong to.
     """
 
     likely: torch.Tensor
     scored: torch.Tensor
     compared: torch.Tensor
+    items: torch.Tensor
 
     @cached_property
     def by_row(self) -> torch.Tensor:
@@ -58,10 +60,13 @@ def asked_of(batch: Batch, texts: Sequence[Sequence[int]], device: torch.device)
         ]
     longest = max(map(len, fed))
     compared = [(row, position) for row, tokens in enumerate(fed) for position in compared_positions(len(tokens))]
+    places = torch.tensor(sorted(compared, key=lambda one: one[1]), dtype=torch.int64).view(-1, 2)
+    item_of = torch.tensor([item for item, own in enumerate(batch.sequence_of) for _ in dict.fromkeys(own)])
     return Asked(
         torch.tensor([(*tokens, *(0,) * (longest - len(tokens))) for tokens in fed], device=device),
         torch.tensor(sorted(scored, key=lambda one: one[2]), dtype=torch.int64).view(-1, 4),
-        torch.tensor(sorted(compared, key=lambda one: one[1]), dtype=torch.int64).view(-1, 2),
+        places,
+        item_of[places[:, 0]],
     )
 
 

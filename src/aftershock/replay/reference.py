@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
 from math import log, sqrt
 
 import torch
@@ -31,7 +32,8 @@ from aftershock.models import (
     has_ended,
 )
 from aftershock.replay.batches import Batch
-from aftershock.replay.executor import ItemRun, Job, ModelCrashedError, Proof, Run
+from aftershock.replay.distance import Clean, clean, distances
+from aftershock.replay.executor import Distance, ItemRun, Job, ModelCrashedError, Proof, Run
 from aftershock.replay.head import Doubt, head_of, in_parts
 from aftershock.replay.observe import Asked, Seen, asked_of, joined, logits_of, observe
 from aftershock.replay.score import score
@@ -94,7 +96,8 @@ class Trajectory:
 class GoldenRun:
     """A fault-free run and what trials need of it.
 
-    `block` are the rows of every teacher-forced run, `calls` its forward calls, `asked` what is looked at in them. Of
+    `block` are the rows of every teacher-forced run, `calls` its forward calls, `asked` what is looked at in them and
+    `compared` the logits kept. Of
     a batch that generates, `answers[r]` is the text of row r and whether it is finite, `texts[r]` the text with the
     token that ended it, and `choices` what the teacher-forced run chooses in their place. `noise` is how far the
     margins of the two paths lie apart at most. An executor that starts trials in the middle keeps the `trajectory`.
@@ -105,6 +108,7 @@ class GoldenRun:
     calls: tuple[Pass, ...]
     asked: Asked
     choices: Choices
+    compared: torch.Tensor
     trajectory: Trajectory | None
     answers: tuple[tuple[tuple[int, ...], bool], ...] = ()
     texts: tuple[tuple[int, ...], ...] = ()
@@ -118,6 +122,11 @@ class GoldenRun:
         return DEVIATIONS * self.noise / sqrt(2 * log(1 + sum(map(len, self.texts))))
 
     @cached_property
+    def clean(self) -> Clean:
+        """The compared logits, made ready."""
+        return clean(self.compared, self.asked.items)
+
+    @cached_property
     def text_tokens(self) -> torch.Tensor:
         """`texts` as int64, shape (rows, positions); zeros follow their ends."""
         width = self.choices.tokens.shape[1]
@@ -126,7 +135,8 @@ class GoldenRun:
     @property
     def nbytes(self) -> int:
         """Memory it takes, in bytes."""
-        kept = sum(logits.nbytes for item in self.run.items for logits in item.logits)
+        # Twice in the model's dtype, and once in fp32.
+        kept = 2 * self.compared.nbytes + 4 * self.compared.numel()
         return kept + (0 if self.trajectory is None else self.trajectory.nbytes)
 
 
@@ -149,7 +159,7 @@ class Pending:
     golden: GoldenRun
     rows: tuple[Row, ...]
     band: float
-    logits: tuple[torch.Tensor, ...]
+    apart: tuple[Distance, ...]
     reached: frozenset[int]
     struck: tuple[Struck, ...]
 
@@ -161,7 +171,7 @@ class Pending:
     @property
     def nbytes(self) -> int:
         """Memory it takes, in bytes."""
-        return sum(prefix.nbytes for prefix in self.prefixes) + sum(logits.nbytes for logits in self.logits)
+        return sum(prefix.nbytes for prefix in self.prefixes)
 
     @property
     def lines(self) -> int:
@@ -245,8 +255,10 @@ class ReferenceExecutor:
         seen, trajectory = self._golden_pass(calls, asked)
         asked = replace(asked, likely=seen.choices.tokens.to(self.model.device))
         if not batch.generates:
-            run = score(batch, self.model, asked, seen, frozenset(), ())
-            return GoldenRun(run, block, calls, asked, seen.choices, trajectory)
+            by_sequence = logits_of(seen, asked)
+            by_item = [tuple(by_sequence[one] for one in dict.fromkeys(own)) for own in batch.sequence_of]
+            run = score(batch, self.model, asked, seen, by_item, repeat(None), frozenset(), ())
+            return GoldenRun(run, block, calls, asked, seen.choices, seen.logits, trajectory)
         margins = [torch.tensor(row) for row in written.margins]
         noise = max(
             float((row - seen.choices.margins[number, : len(row)]).abs().max()) for number, row in enumerate(margins)
@@ -259,7 +271,7 @@ class ReferenceExecutor:
             ),
             (),
         )
-        return GoldenRun(run, block, calls, asked, seen.choices, trajectory, answers, texts, noise)
+        return GoldenRun(run, block, calls, asked, seen.choices, seen.logits, trajectory, answers, texts, noise)
 
     def _golden_pass(self, calls: Sequence[Pass], asked: Asked) -> tuple[Seen, Trajectory | None]:
         """What the teacher-forced run without faults shows, and what of it is kept for trials: here nothing."""
@@ -288,11 +300,12 @@ class ReferenceExecutor:
         batch = job.batch
         if not isinstance(forced, Forced):
             return _as_golden(job, golden, forced, reached, struck)
+        apart = distances(golden.clean, forced.seen.logits)
         if not batch.generates:
-            return score(batch, self.model, golden.asked, forced.seen, reached, struck)
+            return score(batch, self.model, golden.asked, forced.seen, repeat(()), apart, reached, struck)
         band = self._band(golden, forced.seen.choices)
         rows = self._rows(batch, golden, forced, band)
-        pending = Pending(job, golden, rows, band, logits_of(forced.seen, golden.asked), reached, struck)
+        pending = Pending(job, golden, rows, band, apart, reached, struck)
         unsettled = any(not _settled(job.faults, prefix) for prefix in pending.prefixes)
         if unsettled or (self._rows_mix and pending.prefixes) or not self._confirmed(pending):
             return self._decode(pending)
@@ -418,8 +431,9 @@ class ReferenceExecutor:
                 ItemRun(
                     clean.answer if (tokens, finite) == known else self._judged(item, tokens, finite),
                     golden.texts[row],
-                    (pending.logits[row],),
+                    (),
                     row in pending.reached,
+                    pending.apart[row],
                 )
                 for row, (item, clean, known, (tokens, finite)) in enumerate(
                     zip(pending.job.batch.items, golden.run.items, golden.answers, answers, strict=True)
@@ -472,7 +486,12 @@ def lasting(faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
 def _as_golden(job: Job, golden: GoldenRun, proof: Proof, reached: frozenset[int], struck: tuple[Struck, ...]) -> Run:
     """The run of a trial that is proved to be golden's."""
     items = zip(golden.run.items, job.batch.sequence_of, strict=True)
-    return Run(tuple(replace(item, reached=not reached.isdisjoint(rows)) for item, rows in items), struck, proof)
+    apart = Distance(0.0, 0.0)
+    return Run(
+        tuple(replace(item, logits=(), apart=apart, reached=not reached.isdisjoint(rows)) for item, rows in items),
+        struck,
+        proof,
+    )
 
 
 def columns_of(batch: Batch) -> int:

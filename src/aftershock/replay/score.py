@@ -1,25 +1,36 @@
 """Results of a batch whose continuations are given."""
 
+from collections.abc import Iterable
 from itertools import islice
+
+import torch
 
 from aftershock.inject import Struck
 from aftershock.models import LoadedModel
 from aftershock.replay.batches import Batch
-from aftershock.replay.executor import ItemRun, Run
-from aftershock.replay.observe import Asked, Seen, logits_of
+from aftershock.replay.executor import Distance, ItemRun, Run
+from aftershock.replay.observe import Asked, Seen
 from aftershock.tasks import RowResult, judge
 
 
 def score(
-    batch: Batch, model: LoadedModel, asked: Asked, seen: Seen, reached: frozenset[int], struck: tuple[Struck, ...]
+    batch: Batch,
+    model: LoadedModel,
+    asked: Asked,
+    seen: Seen,
+    logits: Iterable[tuple[torch.Tensor, ...]],
+    apart: Iterable[Distance | None],
+    reached: frozenset[int],
+    struck: tuple[Struck, ...],
 ) -> Run:
-    """The run that a teacher-forced pass makes; `reached` are the sequences that a fault reached."""
-    logits = logits_of(seen, asked)
+    """The run that a teacher-forced pass makes; `reached` are the sequences that a fault reached, `logits` and `apart`
+    are those of each item."""
     tokens, finite = seen.choices.tokens.tolist(), seen.choices.finite.tolist()
     # Row after row; within a row they are in the order of positions already.
     logprobs = iter(seen.logprobs[asked.by_row].tolist())
     items = []
-    for item, rows, sequences in zip(batch.items, batch.rows, batch.sequence_of, strict=True):
+    parts = zip(batch.items, batch.rows, batch.sequence_of, logits, apart, strict=False)
+    for item, rows, sequences, own, distance in parts:
         results = tuple(
             RowResult(
                 tuple(tokens[sequence][: len(row.continuation)]),
@@ -32,8 +43,9 @@ def score(
             ItemRun(
                 judge(item, results, model.tokenizer),
                 (),
-                tuple(logits[sequence] for sequence in dict.fromkeys(sequences)),
+                own,
                 not reached.isdisjoint(sequences),
+                distance,
             )
         )
     return Run(tuple(items), struck)

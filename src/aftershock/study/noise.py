@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from aftershock.faults import Selection, format_faults, sample_faults, select
-from aftershock.replay import Batch, Executor, ItemRun, ReferenceExecutor
+from aftershock.replay import Batch, Distance, Executor, ItemRun, ReferenceExecutor, distance
 from aftershock.study.plan import Plan
 from aftershock.study.records import ItemRecord, NoiseRecord
 from aftershock.study.trial import compare_item
@@ -32,7 +32,8 @@ def noise_record(plan: Plan, executor: Executor, number: int) -> NoiseRecord:
         seed=plan.settings.run.seed,
         index=NOISE_INDEX + number,
     )
-    items = _compared(batch, executor.golden(batch, faults).items, executor.trial(batch, faults).items)
+    golden, trial = executor.golden(batch, faults).items, executor.trial(batch, faults).items
+    items = _compared(batch, golden, trial, [run.apart for run in trial])
     return NoiseRecord(sweep=sweep, perturbation=format_faults(faults), items=items)
 
 
@@ -48,11 +49,15 @@ def reshaped(batch: Batch) -> tuple[Batch, ...]:
 def _other_shape(plan: Plan, executor: Executor, batch: Batch) -> tuple[ItemRecord, ...]:
     # A reshaped batch keeps its number, so each gets an executor of its own.
     runs = [run for one in reshaped(batch) for run in ReferenceExecutor(plan.model).golden(one).items]
-    return _compared(batch, executor.golden(batch).items, runs[: len(batch.items)])
+    golden = executor.golden(batch).items
+    found = runs[: len(batch.items)]
+    return _compared(batch, golden, found, [distance(one, other) for one, other in zip(golden, found, strict=True)])
 
 
-def _compared(batch: Batch, golden: Sequence[ItemRun], other: Sequence[ItemRun]) -> tuple[ItemRecord, ...]:
+def _compared(
+    batch: Batch, golden: Sequence[ItemRun], other: Sequence[ItemRun], apart: Sequence[Distance | None]
+) -> tuple[ItemRecord, ...]:
     return tuple(
-        compare_item(item, clean, run, reached=True)
-        for item, clean, run in zip(batch.items, golden, other, strict=True)
+        compare_item(item, clean, run, reached=True, apart=one)
+        for item, clean, run, one in zip(batch.items, golden, other, apart, strict=True)
     )

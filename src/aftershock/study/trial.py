@@ -11,13 +11,13 @@ from aftershock.faults import Labels, labels
 from aftershock.inject import Struck
 from aftershock.replay import (
     Batch,
+    Distance,
     Executor,
     ItemRun,
     Job,
     ModelCrashedError,
     Proof,
     Run,
-    distance,
     residual_error,
 )
 from aftershock.study.plan import Plan, Trial
@@ -70,7 +70,7 @@ def _part(executor: Executor, plan: Plan, job: Job, run: Run | ModelCrashedError
         crashed = tuple(_crashed(item, clean.answer) for item, clean in zip(batch.items, golden.items, strict=True))
         return _Part(crashed, _strikes(batch, run.struck), None, None)
     items = tuple(
-        compare_item(item, clean, faulty, faulty.reached or not faults)
+        compare_item(item, clean, faulty, faulty.reached or not faults, faulty.apart)
         for item, clean, faulty in zip(batch.items, golden.items, run.items, strict=True)
     )
     error = residual_error(plan.model, batch, faults, golden) if traced else None
@@ -120,10 +120,10 @@ def _proof(found: Sequence[Proof | None]) -> Proof | None:
     return "converged" if "converged" in found else "not_activated"
 
 
-def compare_item(item: Item, golden: ItemRun, other: ItemRun, reached: bool) -> ItemRecord:
-    """The record of one item; `reached` tells whether a fault or perturbation was there at all."""
+def compare_item(item: Item, golden: ItemRun, other: ItemRun, reached: bool, apart: Distance | None) -> ItemRecord:
+    """The record of one item; `reached` tells whether a fault or perturbation was there at all, `apart` how far the
+    logits lie from golden's."""
     clean, answer = golden.answer, other.answer
-    apart = distance(golden, other)
     return ItemRecord(
         item=item.id,
         outcome=classify(item, clean, answer) if reached else "unreached",
