@@ -67,8 +67,8 @@ def disagreements(model: LoadedModel, jobs: Sequence[Job], shapes: Shapes = SHOR
     return [job for job in jobs if not same(found[job.key], expected[job.key])], left
 
 
-def two_each(model: LoadedModel, count: int) -> list[Job]:
-    """Every fault set on two of the batches, the next set on others."""
+def dealt(model: LoadedModel, count: int) -> list[Job]:
+    """Every fault set on one or two of the batches, the next set on others."""
     return [
         Job((batch.number, number), batch, faults)
         for batch in batches_of(model)
@@ -81,7 +81,7 @@ def two_each(model: LoadedModel, count: int) -> list[Job]:
 def test_every_trial_is_the_reference_executors_to_the_bit(family: str, dtype: torch.dtype) -> None:
     model = model_of(family, dtype)
     before = model_hash(model.module)
-    different, left = disagreements(model, two_each(model, FAULTS))
+    different, left = disagreements(model, dealt(model, FAULTS))
     assert different == []
     assert left > 2
     assert model_hash(model.module) == before
@@ -94,7 +94,7 @@ def test_every_trial_is_the_reference_executors_to_the_bit(family: str, dtype: t
 def test_trials_that_share_a_run_are_the_reference_executors_to_the_bit(family: str, dtype: torch.dtype) -> None:
     model = model_of(family, dtype)
     before = model_hash(model.module)
-    assert disagreements(model, two_each(model, 12), IN_COMPANY)[0] == []
+    assert disagreements(model, dealt(model, 12), IN_COMPANY)[0] == []
     assert model_hash(model.module) == before
 
 

@@ -27,18 +27,25 @@ class _Layer(DynamicLayer):
     def __init__(self, cache: "ColumnCache", number: int) -> None:
         super().__init__()
         # No cycle: the buffers are large, and are to go with their last user.
-        self._cache, self._number = weakref.proxy(cache), number
+        self._cache: weakref.ref[ColumnCache] = weakref.ref(cache)
+        self._number = number
+
+    @property
+    def _owner(self) -> "ColumnCache":
+        cache = self._cache()
+        assert cache is not None
+        return cache
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return self._cache.write(self._number, key_states, value_states)
+        return self._owner.write(self._number, key_states, value_states)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return min(self._cache.start + query_length, self._cache.window), 0
+        return min(self._owner.start + query_length, self._owner.window), 0
 
     def get_seq_length(self) -> int:
-        return min(self._cache.start, self._cache.window - 1)
+        return min(self._owner.start, self._owner.window - 1)
 
 
 class ColumnCache(Cache):
