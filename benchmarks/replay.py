@@ -8,7 +8,7 @@ The same single-bit faults, half in weights, half in activations, drawn uniforml
 - fast: every trial with the full text of every answer.
 
 Trials per second of each over the decoding loop's, with the spread over trials; how many records equal the reference
-executor's, and how many answers equal those of decoding, beside the rate at which decoding disagrees with itself when
+executor's, and how many answers equal those of decoding, beside the share that decoding itself gives again when
 the batch is cut in halves.
 """
 
@@ -80,6 +80,8 @@ def main() -> None:
         figures["multiple_choice"] = choices(model, jobs_on(model, questions, trials), decoded)
         target = CHOICE_TARGETS[torch.device(arguments.device).type]
         checks.append(check("multiple choice over full passes", figures["multiple_choice"]["ratio"], target, "times"))
+        agreed = figures["multiple_choice"]["agreement"]
+        checks.append(check("multiple choice equal to the reference executor's", agreed, 1.0, "share"))
     exact = figures["agreement"]
     checks.append(check("records equal to the reference executor's", exact["reference"], 1.0, "share"))
     if arguments.dtype == "float32":

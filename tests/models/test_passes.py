@@ -385,3 +385,13 @@ def test_a_cache_goes_with_its_last_user() -> None:
         assert buffer() is None
     finally:
         gc.enable()
+
+
+def test_an_answer_that_has_ended_takes_no_position_past_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("gpt2")
+    monkeypatch.setattr(model.module.generation_config, "eos_token_id", None)
+    positions = model.module.config.n_positions
+    block = align([(5,) * (positions - 2), (6, 7)], [(), ()], model.device)
+    limits = [2, 9]
+    written = generate(model, block, limits, [()] * 2, NO_CUT, nothing)
+    assert [len(tokens) for tokens in written.tokens] == limits

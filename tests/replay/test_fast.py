@@ -1,6 +1,7 @@
 """The fast executor gives the reference executor's bits, on every family, dtype and kind of site."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -13,6 +14,7 @@ from aftershock.models import LoadedModel, align, model_hash
 from aftershock.numerics import words
 from aftershock.replay import Batch, FastExecutor, Job, ModelCrashedError, ReferenceExecutor, Run, make_batches
 from aftershock.replay.reach import reach_of
+from aftershock.replay.reference import Pending
 from aftershock.replay.shapes import Shapes
 from tiny_models import FAMILIES, tiny_loaded
 
@@ -321,3 +323,47 @@ def test_a_fault_of_a_stage_that_no_item_has_is_not_activated() -> None:
     found = FastExecutor(model).trial(batch, faults)
     assert found.proof == "not_activated"
     assert same(found, ReferenceExecutor(model).trial(batch, faults))
+
+
+def test_more_answers_than_rows_are_written_on_in_parts() -> None:
+    model = model_of("llama")
+    (batch,) = batches_of(model, [item for item in ITEMS if item.kind == "generation"])
+    lines = (f"weight {UP}[3,4] replace 40.0", f"weight {NORM}[3] flip 30")
+    jobs = [Job(line, batch, parse_faults(line)) for line in lines]
+    different, left = disagreements(model, jobs, Shapes(copies=1, call_tokens=512, continued_rows=1))
+    assert different == []
+    assert left > 2
+
+
+def test_a_fault_that_nothing_reads_is_told_of_though_another_one_was_lost_before() -> None:
+    model = model_of("qwen2_moe")
+    table = "model.embed_tokens.weight"
+    assert next(site.component for site in model.components.parameters if site.name == table) == "embedding"
+    gate = "model.layers.0.mlp.gate.weight"
+    stored = int(words(model.module.get_parameter(gate).detach())[0, 0] & 1)
+    (batch,) = batches_of(model, [generation("a", "Say something", 9)])
+    line = f"weight {gate}[0,0] stuck-at-{stored} 0 at first_token & weight {table}[99,0] flip 3 from decode:5"
+    assert disagreements(model, [Job(0, batch, parse_faults(line))])[0] == []
+
+
+def test_an_answer_is_confirmed_as_far_as_its_own_last_close_choice() -> None:
+    model = model_of("llama")
+    executor = ReferenceExecutor(model, shapes=SHORT_CALLS)
+    trials = (executor._begin(job) for job in dealt(model, FAULTS) if job.batch.generates)
+    # One answer has left golden's before another one ends.
+    begun = next(
+        one
+        for one in trials
+        if isinstance(one, Pending) and len(one.prefixes[0].written) < max(len(row.tokens) for row in one.rows)
+    )
+    longest = max(range(len(begun.rows)), key=lambda row: len(begun.rows[row].tokens))
+    close = len(begun.rows[longest].tokens)
+
+    def with_close(tokens: tuple[int, ...]) -> Pending:
+        rows = [replace(row, certain=close if number == longest else 0) for number, row in enumerate(begun.rows)]
+        rows[longest] = replace(rows[longest], tokens=tokens)
+        return replace(begun, rows=tuple(rows))
+
+    own = begun.rows[longest].tokens
+    assert executor._confirmed(with_close(own))
+    assert not executor._confirmed(with_close((*own[:-1], own[-1] + 1)))

@@ -12,7 +12,7 @@ from aftershock.faults import parse_faults
 from aftershock.models import LoadedModel, choose
 from aftershock.numerics import words
 from aftershock.replay import Batch, FastExecutor, ReferenceExecutor, make_batches
-from aftershock.replay.head import doubt_of, gives_logits, head_of, in_parts, withheld
+from aftershock.replay.head import doubt_of, gives_logits, head_in_parts, head_of, withheld
 from aftershock.replay.shapes import Shapes
 from tiny_models import tiny_loaded
 
@@ -63,7 +63,7 @@ def test_a_state_that_is_no_number_tells_nothing() -> None:
 def test_a_position_has_the_same_logits_in_any_company(dtype: torch.dtype) -> None:
     head = head_of(model_of("llama", dtype))
     hidden = hidden_states(model_of("llama", dtype), 3)
-    with torch.inference_mode(), in_parts(head, 4):
+    with torch.inference_mode(), head_in_parts(head, 4):
         together = head(hidden)
         some = head(hidden.flatten(0, 1)[[1, 5, 13]])
         nothing = head(hidden[:, :0])

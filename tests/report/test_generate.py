@@ -24,7 +24,7 @@ def test_both_rates_and_both_sdc_rates_stand_with_interval_and_counts(html, summ
         assert abs(float(share.removesuffix(" %")) - 100 * rate.estimate) < 0.06
         low, high = map(float, interval.strip("[]").split(", "))
         assert low <= 100 * rate.estimate <= high
-        assert n.startswith(f"{rate.n} faults, ")
+        assert n.startswith(f"{rate.n} trials, ")
 
 
 def test_page_and_text_give_the_tests_and_the_conclusion(stored, html, summary):

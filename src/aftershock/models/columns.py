@@ -92,8 +92,9 @@ class ColumnCache(Cache):
         self.start += 1
         if self.start == self._columns:
             kept = self.window - 1
-            for buffer in self.states:
-                buffer[..., :kept, :] = buffer[..., self.start - kept : self.start, :].clone()
+            # Layer by layer: a copy of everything could be too large.
+            for layer in (layer for buffer in self.states for layer in buffer):
+                layer[..., :kept, :] = layer[..., self.start - kept : self.start, :].clone()
             self.start = kept
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -217,6 +217,8 @@ def generate(
     """
     cache = DynamicCache(config=model.module.config)
     mask, positions = block.mask, block.positions
+    lengths = [length + limit - 1 for length, limit in zip(block.context_lengths, limits, strict=True)]
+    last = torch.tensor(lengths, device=model.device)[:, None]
     answers = _Answers(model, [()] * block.rows, limits, stops)
 
     def run(inputs: torch.Tensor, call: Pass) -> torch.Tensor:
@@ -231,7 +233,8 @@ def generate(
         if not answers.active.any():
             break
         mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        positions = torch.cat([positions, positions[:, -1:] + 1], dim=1)
+        # An answer that has ended stays where it is: past its limit there may be no position.
+        positions = torch.cat([positions, torch.minimum(positions[:, -1:] + 1, last)], dim=1)
         stop = mask.shape[1]
         logits = run(chosen[:, None], Pass(block, number, number, stop - 1, stop, 1, tuple(answers.active.tolist())))
     return answers.done()
@@ -249,6 +252,7 @@ def continue_greedy(model: LoadedModel, prefixes: Sequence[Prefix], rows: int, c
         raise InputError(f"{len(prefixes)} rows don't fit {rows} rows of {columns} columns: give larger ones")
     filled = [*prefixes, *[prefixes[-1]] * (rows - len(prefixes))]
     fed = torch.tensor([prefix.fed for prefix in filled], device=model.device)
+    last = fed + torch.tensor([prefix.remaining - 1 for prefix in filled], device=model.device)
     places = torch.arange(columns, device=model.device)
     cache = ColumnCache.of_prefixes(model.layer_devices, [prefix.states for prefix in filled], columns)
     answers = _Answers(
@@ -263,7 +267,8 @@ def continue_greedy(model: LoadedModel, prefixes: Sequence[Prefix], rows: int, c
         logits = _next_logits(model, chosen[:, None], mask, fed[:, None], cache)
         cache.step()
         chosen = torch.cat([answers.take(logits[: len(prefixes)]), chosen[len(prefixes) :]])
-        fed = fed + 1
+        # An answer that has ended stays where it is: past its limit there may be no position.
+        fed = torch.minimum(fed + 1, last)
     return answers.done()
 
 

@@ -26,11 +26,6 @@ class Clean:
     sums: torch.Tensor
     items: torch.Tensor
 
-    @property
-    def nbytes(self) -> int:
-        """Memory it takes, in bytes."""
-        return self.logits.nbytes + self.chances.nbytes
-
 
 @torch.inference_mode()
 def clean(logits: torch.Tensor, items: torch.Tensor) -> Clean:

@@ -7,7 +7,7 @@ and trials have the same shapes, whatever else runs beside them, and shapes are 
 
 Two kinds of trial are decoded token by token instead, as golden itself is (`models.generate`): those with a fault that
 begins or ends after the answer has left golden's, and in fp32 those where a choice was so close that the rounding of
-the two paths could have decided it. That makes fp32 answers equal to `generate`'s.
+the two paths could have decided it, and decoding that far gave another. That makes fp32 answers equal to `generate`'s.
 """
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence

@@ -24,7 +24,7 @@ from aftershock.replay.company import (
     weights_by_row,
 )
 from aftershock.replay.executor import Job, ModelCrashedError, Proof, Run
-from aftershock.replay.head import Doubt, doubt_of, gives_logits, observe_doubtful, withheld
+from aftershock.replay.head import Doubt, doubt_of, gives_logits, observe_doubtful, replaced_forward, withheld
 from aftershock.replay.observe import Asked, Seen, joined
 from aftershock.replay.reach import Reach, reach_of
 from aftershock.replay.reference import (
@@ -213,29 +213,33 @@ class FastExecutor(ReferenceExecutor):
         return replace(golden, doubt=doubt_of(self.model, golden.trajectory.hidden, golden.choices, least))
 
     def _golden_pass(self, calls: Sequence[Pass], asked: Asked) -> tuple[Seen, Trajectory | None]:
-        outputs: list[Any] = []
+        height, layers = len(asked.likely), len(self._layers)
+        streams: list[torch.Tensor] = []
+        tuples: set[bool] = set()
         hidden: list[torch.Tensor] = []
-        height = len(asked.likely)
+
+        def keep(module: Any, inputs: Any, output: Any) -> None:
+            # Of the first copy alone.
+            rows = bisect_left(calls[len(streams) // layers].rows, height)
+            streams.append(_stream(output)[:rows].clone())
+            tuples.add(isinstance(output, tuple))
+
+        def keep_inputs(module: Any, inputs: Any) -> None:
+            hidden.append(_predicting(calls[len(hidden)], inputs[0][:height]).clone())
+
         cache = ColumnCache.of_block(self.model.layer_devices, calls[-1].stop)
         with Injection(self.model, ()) as injection, ExitStack() as hooks:
             for layer in self._layers:
-                hook = layer.register_forward_hook(lambda _, __, output: outputs.append(output))
-                hooks.callback(hook.remove)
-            hook = self._head.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
-            hooks.callback(hook.remove)
+                hooks.callback(layer.register_forward_hook(keep).remove)
+            if self._doubts:
+                hooks.callback(self._head.register_forward_pre_hook(keep_inputs).remove)
             seen = tuple(self._call(call, asked, cache, injection)[0] for call in calls)
-        layers = len(self._layers)
-        # Of the first copy.
-        own = [bisect_left(call.rows, height) for call in calls for _ in range(layers)]
-        streams = [_stream(output)[:rows].clone() for output, rows in zip(outputs, own, strict=True)]
         return joined(seen), Trajectory(
             tuple(tuple(streams[begin : begin + layers]) for begin in range(0, len(streams), layers)),
-            isinstance(outputs[0], tuple),
+            tuples == {True},
             seen,
             tuple(states[:, :, :height].clone() for states in cache.states),
-            tuple(_predicting(call, one[:height]) for call, one in zip(calls, hidden, strict=True))
-            if self._doubts
-            else (),
+            tuple(hidden),
         )
 
     def _trial_pass(self, job: Job, golden: GoldenRun, injection: Injection) -> Forced | Proof:
@@ -250,9 +254,13 @@ class FastExecutor(ReferenceExecutor):
             return "not_activated"
         # A fault that comes after the layers may change the head itself.
         doubt = golden.doubt if reach.last is not None else None
+        inputs: dict[int, torch.Tensor] = {}
         seen, as_golden = list(trajectory.seen[:begin]), True
         for number, call in enumerate(calls[begin:], begin):
             if as_golden and call.start >= reach.stop:
+                # Faults that nothing reads may still be due.
+                for rest in calls[number:]:
+                    injection.begin_pass(rest)
                 return "converged"
             watched = self._watched(trajectory, reach, number, call, cache) if as_golden else nullcontext()
             try:
@@ -260,7 +268,8 @@ class FastExecutor(ReferenceExecutor):
                     if doubt is None:
                         found = self._call(call, golden.asked, cache, injection)[0]
                     else:
-                        found = self._doubtful_call(doubt, number, call, golden.asked, cache, injection)
+                        inputs[number] = self._hidden(call, cache, injection)
+                        found = self._observed(doubt, number, call, inputs[number], golden.asked)
             except _GoldenAgainError:
                 cache.put(trajectory.states, golden.block.rows, reach.first, call.start, call.stop)
                 found = trajectory.seen[number]
@@ -269,17 +278,23 @@ class FastExecutor(ReferenceExecutor):
             seen.append(found)
         if as_golden:
             return "converged"
+        if doubt is not None and self._band(golden, joined(seen).logits) > doubt.least:
+            # Its logits are so large that more is in doubt than was thought.
+            everything = replace(doubt, least=torch.inf)
+            for number, hidden in inputs.items():
+                seen[number] = self._observed(everything, number, calls[number], hidden, golden.asked)
         return Forced(joined(seen), cache.states, trajectory.states, reach.first)
 
-    def _doubtful_call(
-        self, doubt: Doubt, number: int, call: Pass, asked: Asked, cache: ColumnCache, injection: Injection
-    ) -> Seen:
-        """The same as `_call` for one copy; the head runs where a choice is in doubt or its logits are asked for."""
+    def _hidden(self, call: Pass, cache: ColumnCache, injection: Injection) -> torch.Tensor:
+        """What the head is given in one call, which is run without it."""
         inputs: list[torch.Tensor] = []
         with withheld(self._head, inputs):
             forced_call(self.model, call, cache, injection.begin_pass)
+        return _predicting(call, inputs[0])
+
+    def _observed(self, doubt: Doubt, number: int, call: Pass, hidden: torch.Tensor, asked: Asked) -> Seen:
+        """What such a call shows; the head runs where a choice is in doubt or its logits are asked for."""
         first = call.stop - call.kept - call.block.context_width + 1
-        hidden = _predicting(call, inputs[0])
         return observe_doubtful(self.model, doubt, number, first, hidden, asked, self._shapes.head_rows)
 
     def _cache(self, golden: GoldenRun, trajectory: Trajectory, first: int, begin: int) -> ColumnCache:
@@ -294,11 +309,11 @@ class FastExecutor(ReferenceExecutor):
         """Inside, layers before `first` don't run: the last of them gives golden's output of that call."""
         with ExitStack() as restored:
             for number, layer in enumerate(self._layers[:first]):
-                restored.callback(_restore_forward, layer, layer.__dict__.get("forward"))
                 output = trajectory.outputs[call][number]
                 if number == first - 1:
                     output = output.repeat(self._shapes.copies, 1, 1)
-                layer.forward = _constant((output,) if trajectory.tuples else output)
+                given = _constant((output,) if trajectory.tuples else output)
+                restored.enter_context(replaced_forward(layer, given))
             yield
 
     @contextmanager
@@ -344,10 +359,3 @@ def _stream(output: Any) -> torch.Tensor:
 
 def _constant(output: Any) -> Any:
     return lambda *_, **__: output
-
-
-def _restore_forward(layer: Any, own: Any) -> None:
-    """Take an instance's own `forward` back: the class's serves again, or the one that stood there before."""
-    del layer.forward
-    if own is not None:
-        layer.forward = own

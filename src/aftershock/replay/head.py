@@ -16,10 +16,10 @@ from aftershock.replay.observe import Asked, Seen, within
 class Doubt:
     """What is known of golden's choices, to tell which choices of a trial can't be others.
 
-    Of each call, `hidden` (sequences, positions, channels) are the head's inputs. The others have shape (sequences,
-    positions) of the whole run: `margins` and `best` are golden's, fp32; `distances[r, j]` is the largest distance from
-    the chosen token's row of the head to another one, `longest` the norm of the longest row. A margin of at least
-    `least` is wanted. `rounding` is the unit roundoff of the model's dtype.
+    Of each call, `hidden` (sequences, positions, channels) are the head's inputs. `choices` are golden's of the whole
+    run; `distances[r, j]`, of their shape, is the largest distance from the chosen token's row of the head to another
+    one, `longest` the norm of the longest row. A margin of more than `least` is beyond doubt. `rounding` is the unit
+    roundoff of the model's dtype.
     """
 
     hidden: tuple[torch.Tensor, ...]
@@ -88,7 +88,7 @@ def gives_logits(model: LoadedModel) -> bool:
 
 
 @contextmanager
-def in_parts(head: torch.nn.Module, rows: int | None) -> Iterator[None]:
+def head_in_parts(head: torch.nn.Module, rows: int | None) -> Iterator[None]:
     """Inside, the head takes so many positions at a time, so that a position's bits don't depend on how many there are;
     all at once where no number is given."""
     if rows is None:
@@ -102,7 +102,7 @@ def in_parts(head: torch.nn.Module, rows: int | None) -> Iterator[None]:
         logits = torch.cat([plain(part) for part in torch.split(filled, rows)])[: len(flat)]
         return logits.view(*hidden.shape[:-1], logits.shape[-1])
 
-    with _forward(head, forward):
+    with replaced_forward(head, forward):
         yield
 
 
@@ -114,20 +114,21 @@ def withheld(head: torch.nn.Module, inputs: list[torch.Tensor]) -> Iterator[None
         inputs.append(hidden)
         return hidden[..., :1]
 
-    with _forward(head, forward):
+    with replaced_forward(head, forward):
         yield
 
 
 @contextmanager
-def _forward(head: torch.nn.Module, forward: Any) -> Iterator[None]:
-    own = head.__dict__.get("forward")
-    head.forward = forward
+def replaced_forward(module: torch.nn.Module, forward: Any) -> Iterator[None]:
+    """Inside, a module runs `forward`; afterwards what it ran before."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
     try:
         yield
     finally:
-        del head.forward
+        del module.forward
         if own is not None:
-            head.forward = own
+            module.forward = own
 
 
 @torch.inference_mode()
@@ -147,7 +148,7 @@ def observe_doubtful(
     numbers = (wanted.flatten().cumsum(0) - 1).view(wanted.shape)
     where = wanted.to(hidden.device)
     head = head_of(model)
-    with in_parts(head, rows):
+    with head_in_parts(head, rows):
         logits = head(hidden[where])
     found = choose(logits, asked.likely[:, places][where])
     tokens, finite = doubt.choices.tokens[:, places].clone(), torch.ones_like(wanted)

@@ -82,7 +82,8 @@ class Seen:
     def equal(self, other: "Seen") -> bool:
         """Whether both are the same to the bit."""
         fields = ("tokens", "finite", "best", "margins")
-        return torch.equal(words(self.logits), words(other.logits)) and all(
+        pairs = ((self.logits, other.logits), (self.logprobs, other.logprobs))
+        return all(torch.equal(words(one), words(two)) for one, two in pairs) and all(
             torch.equal(getattr(self.choices, name), getattr(other.choices, name)) for name in fields
         )
 

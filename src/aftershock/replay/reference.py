@@ -1,4 +1,4 @@
-"""The reference executor: every trial runs alone and in full, on the unmodified model, with the faults armed."""
+"""The reference executor: every trial runs alone and in full, with the faults armed."""
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,9 +32,10 @@ from aftershock.models import (
     has_ended,
 )
 from aftershock.replay.batches import Batch
+from aftershock.replay.company import in_parts
 from aftershock.replay.distance import Clean, clean, distances
 from aftershock.replay.executor import Distance, ItemRun, Job, ModelCrashedError, Proof, Run
-from aftershock.replay.head import Doubt, head_of, in_parts
+from aftershock.replay.head import Doubt, head_in_parts, head_of
 from aftershock.replay.observe import Asked, Seen, asked_of, joined, logits_of, observe
 from aftershock.replay.score import score
 from aftershock.replay.shapes import COLUMN_STEP, Shapes, rows_mix, shapes_of
@@ -97,10 +98,10 @@ class GoldenRun:
     """A fault-free run and what trials need of it.
 
     `block` are the rows of every teacher-forced run, `calls` its forward calls, `asked` what is looked at in them and
-    `compared` the logits kept. Of
-    a batch that generates, `answers[r]` is the text of row r and whether it is finite, `texts[r]` the text with the
-    token that ended it, and `choices` what the teacher-forced run chooses in their place. `noise` is how far the
-    margins of the two paths lie apart at most. An executor that starts trials in the middle keeps the `trajectory`.
+    `compared` the logits kept. Of a batch that generates, `answers[r]` is the text of row r and whether it is finite,
+    `texts[r]` the text with the token that ended it, and `choices` what the teacher-forced run chooses in their place.
+    `noise` is how far the margins of the two paths lie apart at most. An executor that starts trials in the middle
+    keeps the `trajectory`, and one that spares the head the `doubt`.
     """
 
     run: Run
@@ -261,7 +262,8 @@ class ReferenceExecutor:
             return GoldenRun(run, block, calls, asked, seen.choices, seen.logits, trajectory)
         margins = [torch.tensor(row) for row in written.margins]
         noise = max(
-            float((row - seen.choices.margins[number, : len(row)]).abs().max()) for number, row in enumerate(margins)
+            float(_apart(row, text, seen.choices.margins[number], seen.choices.tokens[number]).max())
+            for number, (row, text) in enumerate(zip(margins, texts, strict=True))
         )
         answers = tuple(zip(written.tokens, written.finite, strict=True))
         run = Run(
@@ -299,17 +301,26 @@ class ReferenceExecutor:
         """The same from what the teacher-forced run gave, or from the proof that it would give golden's."""
         batch = job.batch
         if not isinstance(forced, Forced):
-            return _as_golden(job, golden, forced, reached, struck)
+            as_golden = Forced(Seen(golden.choices, torch.empty(0), golden.compared), ())
+            if forced == "not_activated" or not batch.generates or not self._close(batch, golden, as_golden):
+                return _as_golden(job, golden, forced, reached, struck)
+            # Golden's own choices are too close to call, and decoding under the fault may make others.
+            forced = as_golden
         apart = distances(golden.clean, forced.seen.logits)
         if not batch.generates:
             return score(batch, self.model, golden.asked, forced.seen, repeat(()), apart, reached, struck)
-        band = self._band(golden, forced.seen.choices)
+        band = self._band(golden, forced.seen.logits)
         rows = self._rows(batch, golden, forced, band)
-        pending = Pending(job, golden, rows, band, apart, reached, struck)
+        # What waits must not keep golden's states.
+        pending = Pending(job, replace(golden, trajectory=None, doubt=None), rows, band, apart, reached, struck)
         unsettled = any(not _settled(job.faults, prefix) for prefix in pending.prefixes)
         if unsettled or (self._rows_mix and pending.prefixes) or not self._confirmed(pending):
             return self._decode(pending)
         return pending if pending.prefixes else self._finish(pending, Generated((), (), (), ()))
+
+    def _close(self, batch: Batch, golden: GoldenRun, as_golden: Forced) -> bool:
+        """Whether some of golden's own choices are too close to call."""
+        return any(row.certain for row in self._rows(batch, golden, as_golden, self._least_band(golden)))
 
     def _trial_pass(self, job: Job, golden: GoldenRun, injection: Injection) -> Forced | Proof:
         """The teacher-forced run under the faults, or the proof that it is golden's."""
@@ -324,7 +335,7 @@ class ReferenceExecutor:
     def _call(self, call: Pass, asked: Asked, cache: ColumnCache, injection: Injection) -> list[Seen]:
         """One call of a teacher-forced run: what each copy of the batch shows."""
         # Without positions to predict the head's output is dropped.
-        with in_parts(self._head, self._shapes.head_rows if call.kept else None):
+        with head_in_parts(self._head, self._shapes.head_rows if call.kept else None):
             logits = forced_call(self.model, call, cache, injection.begin_pass)
         first = call.stop - call.kept - call.block.context_width + 1
         height = len(asked.likely)
@@ -363,13 +374,12 @@ class ReferenceExecutor:
         prefix = Prefix(forced.prefix_states(row, columns), tokens, item.max_new_tokens, item.stop)
         return Row(tokens, finite, certain, prefix)
 
-    def _band(self, golden: GoldenRun, choices: Choices) -> float:
+    def _band(self, golden: GoldenRun, logits: torch.Tensor) -> float:
         """Margins below it could be decided by rounding alone. A faulty residual stream, and its rounding with it, can
-        be far larger than golden's: the band grows with the logits."""
+        be far larger than golden's: the band grows with the compared logits."""
         if not self._precise:
             return 0.0
-        largest, faulty = float(golden.choices.best.abs().max()), float(choices.best.abs().max())
-        return self._least_band(golden) * max(1.0, faulty / largest)
+        return self._least_band(golden) * max(1.0, _largest(logits) / max(_largest(golden.compared), 1e-30))
 
     def _least_band(self, golden: GoldenRun) -> float:
         """The band of a trial whose logits are no larger than golden's."""
@@ -383,8 +393,18 @@ class ReferenceExecutor:
         columns = columns_of(pending.job.batch)
         rows = self._shapes.rows(pending.prefixes[0], columns)
         with self._armed(lasting(pending.job.faults), range(rows)):
-            written = continue_greedy(self.model, pending.prefixes, rows, columns)
-        return self._finish(pending, written)
+            parts = [
+                continue_greedy(self.model, prefixes, rows, columns) for prefixes in in_parts(pending.prefixes, rows)
+            ]
+        return self._finish(
+            pending,
+            Generated(
+                tuple(tokens for part in parts for tokens in part.tokens),
+                tuple(end for part in parts for end in part.ends),
+                tuple(finite for part in parts for finite in part.finite),
+                tuple(margins for part in parts for margins in part.margins),
+            ),
+        )
 
     def _finish(self, pending: Pending, written: Generated) -> Run:
         """The run, its pending answers being written; anew where one of them was too close to call."""
@@ -397,7 +417,7 @@ class ReferenceExecutor:
         )
 
     def _confirmed(self, pending: Pending) -> bool:
-        """Whether the choices that were too close to call are those of decoding, as far as there are any."""
+        """Whether each answer is that of decoding as far as its last choice that was too close to call."""
         if not pending.certain:
             return True
         items = [
@@ -405,7 +425,8 @@ class ReferenceExecutor:
         ]
         written = self.decoded(replace(pending.job.batch, items=tuple(items)), pending.job.faults)
         return all(
-            found == row.tokens[: pending.certain] for found, row in zip(written.tokens, pending.rows, strict=True)
+            found[: row.certain] == row.tokens[: row.certain]
+            for found, row in zip(written.tokens, pending.rows, strict=True)
         )
 
     def _decode(self, pending: Pending) -> Run:
@@ -463,6 +484,20 @@ class ReferenceExecutor:
             if not faults or "DefaultCPUAllocator" in str(error):
                 raise
             raise ModelCrashedError(error, injection.struck) from error
+
+
+def _apart(margins: torch.Tensor, text: Sequence[int], others: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """How far the margins of a text lie from those of another run's tokens, each at least so long; margins of different
+    winners lie on two sides of zero."""
+    same = tokens[: len(text)] == torch.tensor(text)
+    return (margins - torch.where(same, 1, -1) * others[: len(text)]).abs()
+
+
+@torch.inference_mode()
+def _largest(logits: torch.Tensor) -> float:
+    """The largest magnitude."""
+    low, high = logits.aminmax()
+    return max(-float(low), float(high))
 
 
 def _settled(faults: tuple[Fault, ...], prefix: Prefix) -> bool:

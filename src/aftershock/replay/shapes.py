@@ -5,6 +5,7 @@ from types import MappingProxyType
 
 import torch
 
+from aftershock.errors import InputError
 from aftershock.models import Block, LoadedModel, Prefix
 
 MOST_CALLS = 8
@@ -28,6 +29,10 @@ class Shapes:
     call_tokens: int
     continued_rows: int
     head_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.head_rows is not None and self.copies > 1:
+            raise InputError("the head is spared where trials run alone: leave one of head_rows and copies > 1 out")
 
     def rows(self, prefix: Prefix, columns: int) -> int:
         """Rows in which answers like `prefix` are written on: as many as are wanted, halved until their keys and

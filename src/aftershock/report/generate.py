@@ -27,23 +27,23 @@ class GenerateContent:
 
 def generate_content(found: AgainstGenerate) -> GenerateContent:
     """What there is to say of a comparison."""
-    answers = f"{found.trials:,} faults, {found.answers:,} answers"
+    answers = f"{found.trials:,} trials, {found.answers:,} answers"
     shares = (
         _row("the answer is not the record's", found.disagreement, answers),
         _row("generate's answer changes with the batch size (A/A)", found.batch_size, answers),
     )
     return GenerateContent(
-        f"The answers of {found.trials:,} trials, drawn evenly whatever they came to, were decoded token by token "
-        "under their faults, as transformers' generate does it: in the study's batches, and in batches of another "
-        "size. In bf16 and fp16 near ties are common and generate's answer is itself one draw: how often it disagrees "
-        "with itself (A/A) is the measure for how often it disagrees with the records.",
+        f"The answers of {found.trials:,} trials, drawn evenly from those that reached an answer, were decoded token "
+        "by token under their faults, as transformers' generate does it: in the study's batches, and in batches of "
+        "another size. In bf16 and fp16 near ties are common and generate's answer is itself one draw: how often it "
+        "disagrees with itself (A/A) is the measure for how often it disagrees with the records.",
         (*shares, *(() if found.sdc is None else _sdc_rows(found.sdc))),
         "No answer counts for SDC." if found.sdc is None else _conclusion(found.sdc),
     )
 
 
 def _sdc_rows(test: SdcTest) -> tuple[GenerateRow, ...]:
-    answers = f"{test.records.n:,} faults, {test.answers:,} answers"
+    answers = f"{test.records.n:,} trials, {test.answers:,} answers"
     return (
         _row("SDC by the records", test.records, answers),
         _row("SDC by generate, on the same answers", test.generate, answers),

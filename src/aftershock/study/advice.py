@@ -1,6 +1,7 @@
 """How many items each fault should see: from how a pilot's items shared their fault's fate, and from what they cost."""
 
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from aftershock.errors import InputError
@@ -11,7 +12,7 @@ from aftershock.study.records import SDC, Record
 from aftershock.study.store import StoredStudy
 
 TIMED = 12
-"""Trials that are timed in each of two shapes."""
+"""Trials that are timed."""
 
 
 class Advice(Record):
@@ -74,11 +75,19 @@ def trial_costs(plan: Plan) -> tuple[float, float]:
 
 
 def _seconds(plan: Plan, batch: Batch) -> float:
+    return trial_seconds(plan, lambda _: (batch,))
+
+
+def trial_seconds(plan: Plan, batches_of: Callable[[int], Iterable[Batch]]) -> float:
+    """Seconds of a trial by the fast executor, from the first TIMED ones; `batches_of` gives the batches of each."""
     executor = FastExecutor(plan.model)
-    known = plan.settings.round_ends[0]
-    jobs = [Job(trial, batch, plan.faults_of(trial)) for trial in range(min(TIMED, known))]
+    numbers = range(min(TIMED, plan.settings.round_ends[0]))
+    jobs = [
+        Job((trial, batch.number), batch, plan.faults_of(trial)) for trial in numbers for batch in batches_of(trial)
+    ]
     for job in jobs:
-        executor.golden(batch, job.faults)
+        executor.golden(job.batch, job.faults)
     begin = time.perf_counter()
-    finished = sum(1 for _ in executor.trials(jobs))
-    return (time.perf_counter() - begin) / finished
+    for _ in executor.trials(jobs):
+        pass
+    return (time.perf_counter() - begin) / len(numbers)

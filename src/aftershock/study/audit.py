@@ -20,7 +20,7 @@ class Audit(Record):
     bound: float
 
     def text(self) -> str:
-        """`20 trials repeated by the reference executor, 0 disagree (below 14.0 % with 95 %)`."""
+        """`20 trials repeated by the reference executor, 0 disagree (the share is below 13.91 % with ...)`."""
         return (
             f"{self.trials} trials repeated by the reference executor, {self.disagreements} disagree "
             f"(the share is below {100 * self.bound:.2f} % with 95 % confidence)"

@@ -1,11 +1,13 @@
 """What a plan can tell, before it is run."""
 
 import time
+from math import ceil
 
 from aftershock.faults import splits
 from aftershock.replay import ReferenceExecutor
 from aftershock.stats import sample_size, sample_size_relative, wilson
-from aftershock.study.advice import Advice
+from aftershock.study.advice import Advice, trial_seconds
+from aftershock.study.audit import FEWEST
 from aftershock.study.plan import Plan
 from aftershock.study.probes import expected_trials
 from aftershock.study.records import Record
@@ -105,8 +107,9 @@ def _rounds(plan: Plan) -> str:
 
 
 def estimate_seconds(plan: Plan) -> float:
-    """Time of the whole study, with the largest number of trials, from one golden run of one batch of each kind (the
-    second of two, so that what only the first run pays is left out)."""
+    """Time of the whole study, with the largest number of trials: its first trials are timed, and one golden run of one
+    batch of each kind (the second of two, so that what only the first run pays is left out), which is what an audited
+    trial costs."""
     batches = {batch.items[0].kind: batch for batch in plan.used_batches}
     seconds = {}
     for kind, batch in batches.items():
@@ -120,7 +123,9 @@ def estimate_seconds(plan: Plan) -> float:
     # Of a stratified plan the trials of the first round alone are known; the rest will cost as much each.
     known = plan.settings.round_ends[0] if plan.strata else plan.trials
     cuts = len({splits(plan.faults_of(trial)) for trial in range(min(known, 100))})
-    trials = sum(
-        per_item[item.id] for trial in range(known) for batch in plan.batches_of(trial) for item in batch.items
-    )
-    return fixed + sweep * (cuts - 1) + trials * expected_trials(plan) / known
+    count = expected_trials(plan)
+    share = plan.settings.run.audit
+    audits = min(count, max(FEWEST, ceil(share * count))) if share else 0
+    items = sum(len(batch.items) for trial in range(known) for batch in plan.batches_of(trial)) / known
+    audited = audits * items * sweep / len(per_item)
+    return fixed + sweep * (cuts - 1) + audited + count * trial_seconds(plan, plan.batches_of)
