@@ -20,6 +20,11 @@ def test_all_trials_are_given_out_and_every_stratum_gets_one(strata, more):
     assert counts.min() >= 1
 
 
+def test_a_spread_too_small_to_add_up_is_a_spread_all_the_same():
+    assert neyman_allocation([1.0, 1.0], [0.0, 5e-324], 3).tolist() == [1, 2]
+    assert neyman_allocation([1.0], [5e-324], 2).tolist() == [2]
+
+
 def test_equal_spreads_give_proportional_numbers():
     assert neyman_allocation([0.2, 0.3, 0.5], [0.4, 0.4, 0.4], 1000).tolist() == [200, 300, 500]
 

@@ -12,8 +12,9 @@ from aftershock.errors import InputError
 from aftershock.study import make_plan, run_study
 from aftershock.study.cluster import RayTeam
 from aftershock.study.dealing import Dealt
-from aftershock.study.worker import Free, Lost, orders_of
+from aftershock.study.worker import orders_of
 from tiny_study import tiny_settings
+from watched_team import Watched
 
 pytestmark = pytest.mark.workers
 
@@ -50,20 +51,8 @@ def plan(tmp_path_factory):
     return make_plan(tiny_settings(tmp_path_factory.mktemp("tiny"), run={"trials": 60, "noise": 2}))
 
 
-class Watched(RayTeam):
-    """Lets the work begin when all workers are there, and keeps what was said of losses."""
-
-    def start(self):
-        self.waiting, self.lost = set(range(super().start())), []
-        return len(self.waiting)
-
-    def hear(self):
-        said = list(super().hear())
-        while self.waiting - {place for place, message in said if message == Free()}:
-            said += super().hear()
-        self.waiting = set()
-        self.lost += [message for _, message in said if isinstance(message, Lost)]
-        return said
+class WatchedRay(Watched, RayTeam):
+    """A watched team."""
 
 
 def test_an_address_where_no_cluster_is_is_refused_at_once(plan):
@@ -81,7 +70,7 @@ def test_a_worker_takes_what_the_cluster_has(cluster, plan):
 
 def test_a_node_killed_in_mid_study_changes_no_record(cluster, plan, tmp_path):
     whole = run_study(plan, tmp_path / "whole")
-    team = Watched(orders_of(plan, "fast"), cluster.address, None, threads=1, gpus=0)
+    team = WatchedRay(orders_of(plan, "fast"), cluster.address, None, threads=1, gpus=0)
 
     def watch(progress):
         if (progress.phase, progress.done) == ("trials", 3):

@@ -8,27 +8,14 @@ import pytest
 from aftershock.study import make_plan, process_crew, run_study
 from aftershock.study.dealing import Dealt
 from aftershock.study.processes import Processes
-from aftershock.study.worker import Free, Lost, orders_of
+from aftershock.study.worker import Lost, orders_of
 from tiny_study import tiny_settings
+from watched_team import Watched
 
 pytestmark = pytest.mark.workers
 
 
-class Watched(Processes):
-    """Lets the work begin when all workers are there, and keeps what was said of losses."""
-
-    def start(self):
-        self.waiting, self.lost = set(range(super().start())), []
-        return len(self.waiting)
-
-    def hear(self):
-        said = list(super().hear())
-        while self.waiting - {place for place, message in said if message == Free()}:
-            said += super().hear()
-        self.waiting = set()
-        self.lost += [message for _, message in said if isinstance(message, Lost)]
-        return said
-
+class WatchedProcesses(Watched, Processes):
     def kill(self, place):
         os.kill(self._employed[place].process.pid, signal.SIGKILL)
 
@@ -36,7 +23,7 @@ class Watched(Processes):
 def test_a_killed_worker_changes_no_record(tmp_path):
     plan = make_plan(tiny_settings(tmp_path, run={"trials": 60, "noise": 2}))
     whole = run_study(plan, tmp_path / "whole")
-    team = Watched(orders_of(plan, "fast"), 2)
+    team = WatchedProcesses(orders_of(plan, "fast"), 2)
     pids = []
 
     def watch(progress):
