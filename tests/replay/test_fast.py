@@ -367,3 +367,18 @@ def test_an_answer_is_confirmed_as_far_as_its_own_last_close_choice() -> None:
     own = begun.rows[longest].tokens
     assert executor._confirmed(with_close(own))
     assert not executor._confirmed(with_close((*own[:-1], own[-1] + 1)))
+
+
+def test_a_struck_key_that_leaves_its_own_call_as_it_was_is_not_forgotten() -> None:
+    model = model_of("llama", torch.bfloat16)
+    (batch,) = batches_of(model, [generation("a", "Say something to me", 9)])
+    faults = [
+        parse_faults(f"activation model.layers.{layer}.self_attn.k_proj[{channel}] flip {bit} at prefill:{token}")
+        for layer in (0, 1)
+        for channel in (0, 5)
+        for bit in (0, 3)
+        for token in (1, 4, 7, 10)
+    ]
+    jobs = [Job(number, batch, one) for number, one in enumerate(faults)]
+    calls_of_one_column = Shapes(copies=1, call_tokens=1, continued_rows=2, head_rows=4)
+    assert disagreements(model, jobs, calls_of_one_column)[0] == []
