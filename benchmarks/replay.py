@@ -26,7 +26,7 @@ from aftershock.faults import Selection, sample_faults, select, splits
 from aftershock.inject import Injection
 from aftershock.models import LoadedModel, align, load, teacher_forced
 from aftershock.replay import Batch, FastExecutor, Job, ModelCrashedError, ReferenceExecutor, Run, make_batches
-from aftershock.replay.reference import Pending
+from aftershock.replay.pending import Pending
 from aftershock.tasks import Item, load_task, probe_items
 from benchmarks.arguments import model_parser
 from benchmarks.environment import environment

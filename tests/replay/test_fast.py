@@ -13,8 +13,8 @@ from aftershock.faults import Fault, Selection, parse_faults, sample_faults, sel
 from aftershock.models import LoadedModel, align, model_hash
 from aftershock.numerics import words
 from aftershock.replay import Batch, FastExecutor, Job, ModelCrashedError, ReferenceExecutor, Run, make_batches
+from aftershock.replay.pending import Pending
 from aftershock.replay.reach import reach_of
-from aftershock.replay.reference import Pending
 from aftershock.replay.shapes import Shapes
 from tiny_models import FAMILIES, tiny_loaded
 

@@ -24,18 +24,12 @@ from aftershock.replay.company import (
     weights_by_row,
 )
 from aftershock.replay.executor import Job, ModelCrashedError, Proof, Run
+from aftershock.replay.golden import Forced, GoldenRun, Trajectory, band_of, least_band
 from aftershock.replay.head import Doubt, doubt_of, gives_logits, observe_doubtful, replaced_forward, withheld
 from aftershock.replay.observe import Asked, Seen, joined
+from aftershock.replay.pending import Pending, columns_of, lasting
 from aftershock.replay.reach import Reach, reach_of
-from aftershock.replay.reference import (
-    Forced,
-    GoldenRun,
-    Pending,
-    ReferenceExecutor,
-    Trajectory,
-    columns_of,
-    lasting,
-)
+from aftershock.replay.reference import ReferenceExecutor
 from aftershock.replay.shapes import Shapes, memory_budget
 from aftershock.replay.stock import Line, Stock, faults_by_row, line_of
 
@@ -209,7 +203,7 @@ class FastExecutor(ReferenceExecutor):
             return golden
         assert golden.trajectory is not None
         # Far enough from the band, so that a trial with somewhat larger logits stays outside too.
-        least = 2 * self._least_band(golden)
+        least = 2 * least_band(golden)
         return replace(golden, doubt=doubt_of(self.model, golden.trajectory.hidden, golden.choices, least))
 
     def _golden_pass(self, calls: Sequence[Pass], asked: Asked) -> tuple[Seen, Trajectory | None]:
@@ -278,7 +272,7 @@ class FastExecutor(ReferenceExecutor):
             seen.append(found)
         if as_golden:
             return "converged"
-        if doubt is not None and self._band(golden, joined(seen).logits) > doubt.least:
+        if doubt is not None and band_of(golden, joined(seen).logits) > doubt.least:
             # Its logits are so large that more is in doubt than was thought.
             everything = replace(doubt, least=torch.inf)
             for number, hidden in inputs.items():

@@ -3,186 +3,37 @@
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from itertools import repeat
-from math import log, sqrt
 
 import torch
 
 from aftershock.errors import ContractError, InputError
-from aftershock.faults import ALWAYS, Fault, WeightSite, splits
+from aftershock.faults import Fault, splits
 from aftershock.inject import Injection, Struck
 from aftershock.models import (
     Block,
-    Choices,
     ColumnCache,
     Generated,
     LoadedModel,
     Pass,
-    Prefix,
-    States,
     align,
     continue_greedy,
     cut,
-    decode,
-    end_tokens,
     forced_call,
     generate,
-    has_ended,
 )
 from aftershock.replay.batches import Batch
 from aftershock.replay.company import in_parts
-from aftershock.replay.distance import Clean, clean, distances
+from aftershock.replay.distance import distances
 from aftershock.replay.executor import Distance, ItemRun, Job, ModelCrashedError, Proof, Run
-from aftershock.replay.head import Doubt, head_in_parts, head_of
+from aftershock.replay.golden import Forced, GoldenRun, Trajectory, band_of, least_band, margins_apart
+from aftershock.replay.head import head_in_parts, head_of
 from aftershock.replay.observe import Asked, Seen, asked_of, joined, logits_of, observe
+from aftershock.replay.pending import Pending, columns_of, lasting, rows_of, settled
 from aftershock.replay.score import score
-from aftershock.replay.shapes import COLUMN_STEP, Shapes, rows_mix, shapes_of
+from aftershock.replay.shapes import Shapes, rows_mix, shapes_of
 from aftershock.tasks import Answer, Item, RowResult, judge
-
-DEVIATIONS = 8.0
-"""A margin within so many standard deviations of the rounding noise between the two paths is too close to call."""
-
-
-@dataclass(frozen=True)
-class Forced:
-    """A teacher-forced run of a batch: what it showed, and its keys and values. Those of the layers before `first` are
-    golden's, `states` need not have them."""
-
-    seen: Seen
-    states: States
-    golden: States = ()
-    first: int = 0
-
-    def prefix_states(self, row: int, columns: slice) -> States:
-        """Keys and values of some columns of a row; copies, so that the rest is freed."""
-        found, begin = [], 0
-        for number, states in enumerate(self.states):
-            shared = min(max(0, self.first - begin), len(states))
-            begin += len(states)
-            own = states[shared:, :, row, :, columns]
-            found.append(torch.cat([self.golden[number][:shared, :, row, :, columns], own]) if shared else own.clone())
-        return tuple(found)
-
-
-@dataclass(frozen=True)
-class Trajectory:
-    """A golden teacher-forced run, call by call and layer by layer.
-
-    `outputs[c][l]`, shape (sequences, columns, channels): the residual stream after layer l in call c; `tuples` tells
-    whether layers return it as the first of a tuple. `seen[c]` is what call c showed, `hidden[c]` what its head was
-    given, where that is kept.
-    """
-
-    outputs: tuple[tuple[torch.Tensor, ...], ...]
-    tuples: bool
-    seen: tuple[Seen, ...]
-    states: States
-    hidden: tuple[torch.Tensor, ...]
-
-    @property
-    def nbytes(self) -> int:
-        """Memory it takes, in bytes."""
-        tensors = [
-            *self.hidden,
-            *self.states,
-            *(seen.logits for seen in self.seen),
-            *(one for call in self.outputs for one in call),
-        ]
-        return sum(tensor.nbytes for tensor in tensors)
-
-
-@dataclass(frozen=True)
-class GoldenRun:
-    """A fault-free run and what trials need of it.
-
-    `block` are the rows of every teacher-forced run, `calls` its forward calls, `asked` what is looked at in them and
-    `compared` the logits kept. Of a batch that generates, `answers[r]` is the text of row r and whether it is finite,
-    `texts[r]` the text with the token that ended it, and `choices` what the teacher-forced run chooses in their place.
-    `noise` is how far the margins of the two paths lie apart at most. An executor that starts trials in the middle
-    keeps the `trajectory`, and one that spares the head the `doubt`.
-    """
-
-    run: Run
-    block: Block
-    calls: tuple[Pass, ...]
-    asked: Asked
-    choices: Choices
-    compared: torch.Tensor
-    trajectory: Trajectory | None
-    answers: tuple[tuple[tuple[int, ...], bool], ...] = ()
-    texts: tuple[tuple[int, ...], ...] = ()
-    noise: float = 0.0
-    doubt: Doubt | None = None
-
-    @property
-    def close(self) -> float:
-        """Margins below it are too close to call, as far as golden's rounding goes. The largest of n normal deviations
-        is about sqrt(2 ln n) standard deviations."""
-        return DEVIATIONS * self.noise / sqrt(2 * log(1 + sum(map(len, self.texts))))
-
-    @cached_property
-    def clean(self) -> Clean:
-        """The compared logits, made ready."""
-        return clean(self.compared, self.asked.items)
-
-    @cached_property
-    def text_tokens(self) -> torch.Tensor:
-        """`texts` as int64, shape (rows, positions); zeros follow their ends."""
-        width = self.choices.tokens.shape[1]
-        return torch.tensor([(*text, *(0,) * (width - len(text))) for text in self.texts])
-
-    @property
-    def nbytes(self) -> int:
-        """Memory it takes, in bytes."""
-        # Twice in the model's dtype, and once in fp32.
-        kept = 2 * self.compared.nbytes + 4 * self.compared.numel()
-        return kept + (0 if self.trajectory is None else self.trajectory.nbytes)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A generated answer as far as the teacher-forced pass tells it; it goes on from `prefix`, if there is one. From
-    token `certain` on no choice in it was too close to call."""
-
-    tokens: tuple[int, ...]
-    finite: bool
-    certain: int
-    prefix: Prefix | None
-
-
-@dataclass(frozen=True)
-class Pending:
-    """A run after its teacher-forced pass. Margins below `band` are too close to call."""
-
-    job: Job
-    golden: GoldenRun
-    rows: tuple[Row, ...]
-    band: float
-    apart: tuple[Distance, ...]
-    reached: frozenset[int]
-    struck: tuple[Struck, ...]
-
-    @property
-    def certain(self) -> int:
-        """From so many tokens on no choice in any answer was too close to call."""
-        return max(row.certain for row in self.rows)
-
-    @property
-    def nbytes(self) -> int:
-        """Memory it takes, in bytes."""
-        return sum(prefix.nbytes for prefix in self.prefixes)
-
-    @property
-    def lines(self) -> int:
-        """How many answers go on."""
-        return sum(row.prefix is not None for row in self.rows)
-
-    @property
-    def prefixes(self) -> tuple[Prefix, ...]:
-        """Where they go on from."""
-        return tuple(row.prefix for row in self.rows if row.prefix is not None)
 
 
 class ReferenceExecutor:
@@ -197,7 +48,6 @@ class ReferenceExecutor:
         self._golden: OrderedDict[tuple[int, frozenset[int]], GoldenRun] = OrderedDict()
         self._rows_mix = rows_mix(model)
         self._head = head_of(model)
-        self._precise = torch.finfo(model.dtype).eps < 1e-6
 
     def golden(self, batch: Batch, faults: Sequence[Fault] = ()) -> Run:
         """The fault-free run in the passes that `faults` need; computed once, again where memory ran out."""
@@ -262,7 +112,7 @@ class ReferenceExecutor:
             return GoldenRun(run, block, calls, asked, seen.choices, seen.logits, trajectory)
         margins = [torch.tensor(row) for row in written.margins]
         noise = max(
-            float(_apart(row, text, seen.choices.margins[number], seen.choices.tokens[number]).max())
+            float(margins_apart(row, text, seen.choices.margins[number], seen.choices.tokens[number]).max())
             for number, (row, text) in enumerate(zip(margins, texts, strict=True))
         )
         answers = tuple(zip(written.tokens, written.finite, strict=True))
@@ -309,18 +159,18 @@ class ReferenceExecutor:
         apart = distances(golden.clean, forced.seen.logits)
         if not batch.generates:
             return score(batch, self.model, golden.asked, forced.seen, repeat(()), apart, reached, struck)
-        band = self._band(golden, forced.seen.logits)
-        rows = self._rows(batch, golden, forced, band)
+        band = band_of(golden, forced.seen.logits)
+        rows = rows_of(self.model, batch, golden, forced, band)
         # What waits must not keep golden's states.
         pending = Pending(job, replace(golden, trajectory=None, doubt=None), rows, band, apart, reached, struck)
-        unsettled = any(not _settled(job.faults, prefix) for prefix in pending.prefixes)
+        unsettled = any(not settled(job.faults, prefix) for prefix in pending.prefixes)
         if unsettled or (self._rows_mix and pending.prefixes) or not self._confirmed(pending):
             return self._decode(pending)
         return pending if pending.prefixes else self._finish(pending, Generated((), (), (), ()))
 
     def _close(self, batch: Batch, golden: GoldenRun, as_golden: Forced) -> bool:
         """Whether some of golden's own choices are too close to call."""
-        return any(row.certain for row in self._rows(batch, golden, as_golden, self._least_band(golden)))
+        return any(row.certain for row in rows_of(self.model, batch, golden, as_golden, least_band(golden)))
 
     def _trial_pass(self, job: Job, golden: GoldenRun, injection: Injection) -> Forced | Proof:
         """The teacher-forced run under the faults, or the proof that it is golden's."""
@@ -340,54 +190,6 @@ class ReferenceExecutor:
         first = call.stop - call.kept - call.block.context_width + 1
         height = len(asked.likely)
         return observe(logits.view(len(logits) // height, height, *logits.shape[1:]), first, asked)
-
-    def _rows(self, batch: Batch, golden: GoldenRun, forced: Forced, band: float) -> tuple[Row, ...]:
-        """Each answer as far as the teacher-forced run tells it; choices with a margin below `band` are too close."""
-        choices = forced.seen.choices
-        lengths = torch.tensor([len(text) for text in golden.texts])
-        inside = torch.arange(golden.text_tokens.shape[1]) < lengths[:, None]
-        other = (choices.tokens != golden.text_tokens) & (choices.tokens != golden.choices.tokens) & inside
-        left = torch.where(other.any(1), other.int().argmax(1), lengths)
-        known = inside & (torch.arange(inside.shape[1]) <= left[:, None])
-        finite = (choices.finite | ~known).all(1).tolist()
-        close = (choices.margins < band) & known
-        certain = (close * torch.arange(1, inside.shape[1] + 1)).amax(1).tolist()
-        return tuple(
-            Row(golden.answers[row][0], finite[row], certain[row], None)
-            if at == len(golden.texts[row])
-            else self._left(batch, row, at, golden, forced, finite[row], certain[row])
-            for row, at in enumerate(left.tolist())
-        )
-
-    def _left(
-        self, batch: Batch, row: int, left: int, golden: GoldenRun, forced: Forced, finite: bool, certain: int
-    ) -> Row:
-        """An answer whose token `left` is the first that is not golden's."""
-        text, item, block = golden.texts[row], batch.items[row], golden.block
-        chosen = int(forced.seen.choices.tokens[row, left])
-        ended = chosen in end_tokens(self.model)
-        tokens = text[:left] if ended else (*text[:left], chosen)
-        # After a NaN or an infinity there is nothing more to learn.
-        if ended or not finite or has_ended(self.model, tokens, item.max_new_tokens, item.stop):
-            return Row(tokens, finite, certain, None)
-        columns = slice(block.context_width - block.context_lengths[row], block.context_width + left)
-        prefix = Prefix(forced.prefix_states(row, columns), tokens, item.max_new_tokens, item.stop)
-        return Row(tokens, finite, certain, prefix)
-
-    def _band(self, golden: GoldenRun, logits: torch.Tensor) -> float:
-        """Margins below it could be decided by rounding alone. A faulty residual stream, and its rounding with it, can
-        be far larger than golden's: the band grows with the compared logits."""
-        if not self._precise:
-            return 0.0
-        return self._least_band(golden) * max(1.0, _largest(logits) / max(_largest(golden.compared), 1e-30))
-
-    def _least_band(self, golden: GoldenRun) -> float:
-        """The band of a trial whose logits are no larger than golden's."""
-        if not self._precise:
-            return 0.0
-        return max(
-            golden.close, DEVIATIONS * torch.finfo(self.model.dtype).eps * float(golden.choices.best.abs().max())
-        )
 
     def _continue_alone(self, pending: Pending) -> Run:
         columns = columns_of(pending.job.batch)
@@ -486,38 +288,6 @@ class ReferenceExecutor:
             raise ModelCrashedError(error, injection.struck) from error
 
 
-def _apart(margins: torch.Tensor, text: Sequence[int], others: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """How far the margins of a text lie from those of another run's tokens, each at least so long; margins of different
-    winners lie on two sides of zero."""
-    same = tokens[: len(text)] == torch.tensor(text)
-    return (margins - torch.where(same, 1, -1) * others[: len(text)]).abs()
-
-
-@torch.inference_mode()
-def _largest(logits: torch.Tensor) -> float:
-    """The largest magnitude."""
-    low, high = logits.aminmax()
-    return max(-float(low), float(high))
-
-
-def _settled(faults: tuple[Fault, ...], prefix: Prefix) -> bool:
-    """Whether nothing changes any more: each fault is over, or a weight fault that stays to the end."""
-    following = decode(len(prefix.written))
-    return all(
-        fault.trigger.end <= following if fault.trigger.end is not None else fault.trigger.first <= following
-        for fault in faults
-    )
-
-
-def lasting(faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
-    """The faults that are still there when a settled answer goes on."""
-    return tuple(
-        replace(fault, trigger=ALWAYS)
-        for fault in faults
-        if isinstance(fault.site, WeightSite) and fault.trigger.end is None
-    )
-
-
 def _as_golden(job: Job, golden: GoldenRun, proof: Proof, reached: frozenset[int], struck: tuple[Struck, ...]) -> Run:
     """The run of a trial that is proved to be golden's."""
     items = zip(golden.run.items, job.batch.sequence_of, strict=True)
@@ -527,9 +297,3 @@ def _as_golden(job: Job, golden: GoldenRun, proof: Proof, reached: frozenset[int
         struck,
         proof,
     )
-
-
-def columns_of(batch: Batch) -> int:
-    """Columns that hold whatever an answer of the batch is fed."""
-    longest = max(len(context) for context, _ in batch.sequences) + batch.decode_passes
-    return -(-longest // COLUMN_STEP) * COLUMN_STEP

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from aftershock.faults import Fault
 from aftershock.models import Generated, Prefix
-from aftershock.replay.reference import Pending, columns_of, lasting
+from aftershock.replay.pending import Pending, columns_of, lasting
 from aftershock.replay.shapes import Shapes
 
 ENOUGH = 6

@@ -1,0 +1,116 @@
+"""Trials after their teacher-forced run: how far it tells their answers, and what is still to be written."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from aftershock.faults import ALWAYS, Fault, WeightSite
+from aftershock.inject import Struck
+from aftershock.models import LoadedModel, Prefix, decode, end_tokens, has_ended
+from aftershock.replay.batches import Batch
+from aftershock.replay.executor import Distance, Job
+from aftershock.replay.golden import Forced, GoldenRun
+from aftershock.replay.shapes import COLUMN_STEP
+
+
+@dataclass(frozen=True)
+class Row:
+    """A generated answer as far as the teacher-forced pass tells it; it goes on from `prefix`, if there is one. From
+    token `certain` on no choice in it was too close to call."""
+
+    tokens: tuple[int, ...]
+    finite: bool
+    certain: int
+    prefix: Prefix | None
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A run after its teacher-forced pass. Margins below `band` are too close to call."""
+
+    job: Job
+    golden: GoldenRun
+    rows: tuple[Row, ...]
+    band: float
+    apart: tuple[Distance, ...]
+    reached: frozenset[int]
+    struck: tuple[Struck, ...]
+
+    @property
+    def certain(self) -> int:
+        """From so many tokens on no choice in any answer was too close to call."""
+        return max(row.certain for row in self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes, in bytes."""
+        return sum(prefix.nbytes for prefix in self.prefixes)
+
+    @property
+    def lines(self) -> int:
+        """How many answers go on."""
+        return sum(row.prefix is not None for row in self.rows)
+
+    @property
+    def prefixes(self) -> tuple[Prefix, ...]:
+        """Where they go on from."""
+        return tuple(row.prefix for row in self.rows if row.prefix is not None)
+
+
+def rows_of(model: LoadedModel, batch: Batch, golden: GoldenRun, forced: Forced, band: float) -> tuple[Row, ...]:
+    """Each answer as far as the teacher-forced run tells it; choices with a margin below `band` are too close."""
+    choices = forced.seen.choices
+    lengths = torch.tensor([len(text) for text in golden.texts])
+    inside = torch.arange(golden.text_tokens.shape[1]) < lengths[:, None]
+    other = (choices.tokens != golden.text_tokens) & (choices.tokens != golden.choices.tokens) & inside
+    left = torch.where(other.any(1), other.int().argmax(1), lengths)
+    known = inside & (torch.arange(inside.shape[1]) <= left[:, None])
+    finite = (choices.finite | ~known).all(1).tolist()
+    close = (choices.margins < band) & known
+    certain = (close * torch.arange(1, inside.shape[1] + 1)).amax(1).tolist()
+    return tuple(
+        Row(golden.answers[row][0], finite[row], certain[row], None)
+        if at == len(golden.texts[row])
+        else _left(model, batch, row, at, golden, forced, finite[row], certain[row])
+        for row, at in enumerate(left.tolist())
+    )
+
+
+def _left(
+    model: LoadedModel, batch: Batch, row: int, left: int, golden: GoldenRun, forced: Forced, finite: bool, certain: int
+) -> Row:
+    """An answer whose token `left` is the first that is not golden's."""
+    text, item, block = golden.texts[row], batch.items[row], golden.block
+    chosen = int(forced.seen.choices.tokens[row, left])
+    ended = chosen in end_tokens(model)
+    tokens = text[:left] if ended else (*text[:left], chosen)
+    # After a NaN or an infinity there is nothing more to learn.
+    if ended or not finite or has_ended(model, tokens, item.max_new_tokens, item.stop):
+        return Row(tokens, finite, certain, None)
+    columns = slice(block.context_width - block.context_lengths[row], block.context_width + left)
+    prefix = Prefix(forced.prefix_states(row, columns), tokens, item.max_new_tokens, item.stop)
+    return Row(tokens, finite, certain, prefix)
+
+
+def settled(faults: tuple[Fault, ...], prefix: Prefix) -> bool:
+    """Whether nothing changes any more: each fault is over, or a weight fault that stays to the end."""
+    following = decode(len(prefix.written))
+    return all(
+        fault.trigger.end <= following if fault.trigger.end is not None else fault.trigger.first <= following
+        for fault in faults
+    )
+
+
+def lasting(faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
+    """The faults that are still there when a settled answer goes on."""
+    return tuple(
+        replace(fault, trigger=ALWAYS)
+        for fault in faults
+        if isinstance(fault.site, WeightSite) and fault.trigger.end is None
+    )
+
+
+def columns_of(batch: Batch) -> int:
+    """Columns that hold whatever an answer of the batch is fed."""
+    longest = max(len(context) for context, _ in batch.sequences) + batch.decode_passes
+    return -(-longest // COLUMN_STEP) * COLUMN_STEP
