@@ -97,7 +97,7 @@ def strike(model: LoadedModel, line: str) -> Strike:
     module = model.module.get_submodule(name)
     inputs = model.module.get_parameter(f"{name}.weight").shape[1]
     block = align([[1000, 1001]], [[]], model.device)
-    call = Pass(block, PREFILL, FIRST_TOKEN, 0, 2, 1, (True,))
+    call = Pass(block, PREFILL, FIRST_TOKEN, 0, 2, 1, (True,), (0,))
     return Strike(model, (fault,), module, torch.ones(1, 2, inputs), call)
 
 

@@ -212,7 +212,7 @@ def test_a_run_cut_elsewhere_strikes_the_same_elements(llama: LoadedModel) -> No
 def test_a_module_that_does_not_run_is_an_error(llama: LoadedModel) -> None:
     faults = parse_faults("activation model.norm[3] flip 1 at first_token")
     block = block_of(llama)
-    call = Pass(block, 0, block.last_pass, 0, 8, 4, (True,) * 4)
+    call = Pass(block, 0, block.last_pass, 0, 8, 4, (True,) * 4, (0, 1, 2, 3))
     injection = Injection(llama, faults).__enter__()
     injection.begin_pass(call)
     with pytest.raises(ContractError, match="never ran its module"):

@@ -4,12 +4,12 @@ import pytest
 import torch
 from live_models import all_words, block_of, hooked, model_of, same_words
 
-from aftershock.errors import InputError
+from aftershock.errors import ContractError, InputError
 from aftershock.faults import Fault, parse_faults
 from aftershock.inject import Injection, changes_one_channel, row_faults
 from aftershock.models import LoadedModel, teacher_forced
 from aftershock.numerics import words
-from tiny_models import FAMILIES
+from tiny_models import FAMILIES, tiny_loaded
 
 NO_CUT: frozenset[int] = frozenset()
 DENSE = [family for family in FAMILIES if family != "mixtral" and not family.endswith("moe")]
@@ -89,3 +89,26 @@ def test_a_parameter_that_changes_several_channels_is_refused() -> None:
     assert not changes_one_channel(model, faults[0])
     with pytest.raises(InputError, match="more than one channel"), row_faults(model, {(0,): faults}, 4):
         pass
+
+
+FAULT = "weight model.layers.0.mlp.up_proj.weight[3,4] replace 7.0"
+
+
+def test_a_module_that_writes_its_own_words_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_loaded("llama")
+    layer = model.module.get_submodule("model.layers.0.mlp.up_proj")
+    plain = layer.forward
+
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        layer.weight.data[3, 4] = 0.0
+        return plain(hidden)
+
+    monkeypatch.setattr(layer, "forward", forward)
+    with pytest.raises(ContractError, match="could not be written"):
+        together(model, {(0,): parse_faults(FAULT)})
+
+
+def test_a_word_that_is_not_as_it_was_afterwards_is_told_of() -> None:
+    model = tiny_loaded("llama")
+    with pytest.raises(ContractError, match="could not be written"), row_faults(model, {(0,): parse_faults(FAULT)}, 4):
+        model.module.get_parameter("model.layers.0.mlp.up_proj.weight").data[3, 4] = 1.0

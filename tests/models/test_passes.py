@@ -144,7 +144,37 @@ def test_copies_of_a_block_own_their_contexts() -> None:
     block = align([(5, 6)] * 2 + [(7,)], [(8,), (9,), (8,)], torch.device("cpu"), owners=(0, 0, 2)).copies(2)
     assert block.owners == (0, 0, 2, 3, 3, 5)
     assert block.context_rows == (0, 2, 3, 5)
-    assert block.owner_index.tolist() == [0, 0, 1, 2, 2, 3]
+    context, answer = cut(block, NO_CUT)
+    assert context.rows == (0, 2, 3, 5)
+    assert context.runner.tolist() == [0, 0, 1, 2, 2, 3]
+    assert answer.rows == (0, 1, 2, 3, 4, 5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_without_a_token_need_not_run(family: str) -> None:
+    model = model_of(family)
+    contexts, answers = (CONTEXTS[1], CONTEXTS[1], CONTEXTS[0]), ((24,), (20, 21, 22), ())
+    block = align(contexts, answers, model.device, owners=(0, 0, 2))
+    calls = [call.without_padding() for call in cut(block, NO_CUT, (2, 6))]
+    assert [(call.start, call.stop, call.rows) for call in calls] == [
+        (0, 2, (2,)),
+        (2, 5, (0, 2)),
+        (5, 6, (0, 1)),
+        (6, 8, (1,)),
+    ]
+    assert [call.filled.tolist() for call in calls] == [[2], [0, 1, 2], [0, 1], [1]]
+    cache = ColumnCache.of_block(model.layer_devices, 8)
+    found = torch.cat([forced_call(model, call, cache, nothing) for call in calls], dim=1)
+    apart = teacher_forced(model, align(contexts, answers, model.device), NO_CUT, nothing)
+    for row, answer in enumerate(answers):
+        asked = slice(len(answer) + 1)
+        torch.testing.assert_close(found[row, asked], apart[row, asked], rtol=1e-3, atol=1e-4)
+    # What nobody wrote is zero, so that masked columns add nothing.
+    (states,) = cache.states
+    assert not states[:, :, :2, :, :2].any()
+    assert not states[:, :, 0, :, 6:].any()
+    assert not states[:, :, 2, :, 5:].any()
+    assert states[:, :, 1, :, 6:].any()
 
 
 @pytest.mark.parametrize("family", FAMILIES)

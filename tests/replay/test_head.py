@@ -41,15 +41,15 @@ def test_margins_and_logits_lie_within_their_bounds(seed: int, size: float, half
         choices = choose(head(golden), torch.zeros(golden.shape[:2], dtype=torch.int64))
         doubt = doubt_of(model, (golden,), choices, 0.0)
         moved = golden + (size * hidden_states(model, seed + 1).float()).to(model.dtype)
-        margins, best = doubt.margins(0, 0, moved)
+        known = doubt.known(0, 0, moved)
         logits = head(moved).float()
     own = logits.gather(-1, choices.tokens[..., None])[..., 0]
     others = logits.scatter(-1, choices.tokens[..., None], -torch.inf).amax(-1)
-    assert bool((margins <= own - others).all())
-    assert bool((best >= own.abs()).all())
+    assert bool((known.margins <= own - others).all())
+    assert bool((known.best >= own.abs()).all())
     if size == 0:
         # And no looser than rounding makes them.
-        torch.testing.assert_close(margins, choices.margins, rtol=0, atol=0.2 if half else 1e-3)
+        torch.testing.assert_close(known.margins, choices.margins, rtol=0, atol=0.2 if half else 1e-3)
 
 
 def test_a_state_that_is_no_number_tells_nothing() -> None:
@@ -57,8 +57,8 @@ def test_a_state_that_is_no_number_tells_nothing() -> None:
     golden = hidden_states(model, 1)
     with torch.inference_mode():
         choices = choose(head_of(model)(golden), torch.zeros(golden.shape[:2], dtype=torch.int64))
-    margins, _ = doubt_of(model, (golden,), choices, 0.0).margins(0, 0, golden * torch.nan)
-    assert not bool((margins > 0).any())
+    known = doubt_of(model, (golden,), choices, 0.0).known(0, 0, golden * torch.nan)
+    assert not bool((known.margins > 0).any())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

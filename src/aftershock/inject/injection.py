@@ -281,7 +281,7 @@ def _element(
     """Index of (row, token, channel) in an output of the site's layout, one entry a row."""
 
     def on_device(values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, device=output.device)
+        return torch.tensor(values).to(output.device, non_blocking=True)
 
     row, time = on_device(rows), on_device(times)
     if site.layout == "btc":
@@ -321,6 +321,8 @@ def _weight_groups(model: LoadedModel, faults: tuple[Fault, ...]) -> tuple[_Weig
     for (name, trigger, _), (members, indices) in collected.items():
         stored = model.module.get_parameter(name).detach()
         groups.append(
-            _WeightGroup(tuple(members), stored, torch.tensor(indices, device=stored.device).unbind(1), trigger)
+            _WeightGroup(
+                tuple(members), stored, torch.tensor(indices).to(stored.device, non_blocking=True).unbind(1), trigger
+            )
         )
     return tuple(groups)

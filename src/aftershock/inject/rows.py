@@ -70,13 +70,16 @@ def row_faults(model: LoadedModel, faults: Mapping[tuple[int, ...], Sequence[Fau
             for module, one in _places(model, fault):
                 placed.setdefault(module, {}).setdefault(own, []).append(one)
     seen: _Seen = []
+    faulty: list[_Words] = []
     with ExitStack() as hooks:
         for module, sets in placed.items():
-            again = _merged([_round(dealt) for dealt in _dealt(sets)], rows, seen)
+            rounds = [_round(dealt) for dealt in _dealt(sets)]
+            faulty += [one for each in rounds for one in each.words]
+            again = _merged(rounds, rows, seen)
             # Before any other: what those change in the output stays.
             hooks.callback(module.register_forward_hook(again, prepend=True, with_kwargs=True).remove)
         yield
-    _require_equal(seen)
+    _require_equal([*seen, *((words(one.tensor)[one.index], one.old) for one in faulty)])
 
 
 def changes_one_channel(model: LoadedModel, fault: Fault) -> bool:
@@ -127,7 +130,8 @@ def _round(sets: _Sets) -> _Round:
     for one in (one for placed in sets.values() for one in placed):
         by_tensor.setdefault(one.site.parameter, []).append(one)
     changed = [(row, one.channel) for rows, placed in sets.items() for row in rows for one in placed]
-    rows, channels = torch.tensor(changed, device=next(iter(sets.values()))[0].tensor.device).unbind(1)
+    device = next(iter(sets.values()))[0].tensor.device
+    rows, channels = torch.tensor(changed).to(device, non_blocking=True).unbind(1)
     return _Round(tuple(map(_words, by_tensor.values())), rows, channels)
 
 
@@ -139,7 +143,7 @@ def _words(placed: Sequence[_Placed]) -> _Words:
     for one in placed:
         old = new.get(one.site.index, stored[one.site.index])
         new[one.site.index] = corrupt(old.reshape(1), [one.fault.corruption], number_format)[0]
-    index = torch.tensor(list(new), device=tensor.device).unbind(1)
+    index = torch.tensor(list(new)).to(tensor.device, non_blocking=True).unbind(1)
     return _Words(tensor, index, stored[index], torch.stack(list(new.values())))
 
 
@@ -148,27 +152,30 @@ def _merged(rounds: Sequence[_Round], rows: int, seen: _Seen) -> Callable[..., N
         # Some models flatten rows and tokens before they project.
         return output if output.shape[0] == rows else output.view(rows, -1, output.shape[-1])
 
+    # Every call does the same: the words are looked at in the first.
+    unseen = list(rounds)
+
     def run_again(module: torch.nn.Module, inputs: Any, keywords: Any, output: torch.Tensor) -> None:
         for one in rounds:
             with ExitStack() as written:
                 for faulty in one.words:
-                    written.enter_context(_written(faulty, seen))
+                    written.enter_context(_written(faulty))
                 again = module.forward(*inputs, **keywords)
+                if unseen:
+                    seen.extend((words(faulty.tensor)[faulty.index], faulty.new) for faulty in unseen.pop(0).words)
             by_row(output)[one.rows, ..., one.channels] = by_row(again)[one.rows, ..., one.channels]
 
     return run_again
 
 
 @contextmanager
-def _written(faulty: _Words, seen: _Seen) -> Iterator[None]:
+def _written(faulty: _Words) -> Iterator[None]:
     stored = words(faulty.tensor)
     stored[faulty.index] = faulty.new
     try:
-        seen.append((stored[faulty.index], faulty.new))
         yield
     finally:
         stored[faulty.index] = faulty.old
-        seen.append((stored[faulty.index], faulty.old))
 
 
 def _require_equal(seen: _Seen) -> None:

@@ -6,7 +6,7 @@ stages is then a cut between two columns.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -56,12 +56,6 @@ class Block:
         """Whether some rows have their context from another one."""
         return len(self.context_rows) < self.rows
 
-    @cached_property
-    def owner_index(self) -> torch.Tensor:
-        """Place of each row's owner among `context_rows`, int64, shape (rows,)."""
-        places = {row: place for place, row in enumerate(self.context_rows)}
-        return torch.tensor([places[owner] for owner in self.owners], device=self.tokens.device)
-
     def start(self, number: int) -> int:
         """First column of a pass."""
         return 0 if number < FIRST_TOKEN else self.context_width - 2 + number
@@ -95,7 +89,7 @@ class Pass:
     """One forward call: passes `first` to `last` (inclusive) at once, columns [start, stop) of `block`.
 
     The last `kept` columns are those that predict answer tokens. `active[r]` is False where row r's answer
-    had ended before.
+    had ended before. `rows`, in order, are those that run.
     """
 
     block: Block
@@ -105,16 +99,35 @@ class Pass:
     stop: int
     kept: int
     active: tuple[bool, ...]
+    rows: tuple[int, ...]
+
+    def without_padding(self) -> "Pass":
+        """The call with those of its rows alone that have a token in it."""
+        columns = range(self.start, self.stop)
+        return replace(self, rows=tuple(row for row in self.rows if self.block.holds(row, columns)))
 
     @property
-    def rows(self) -> Sequence[int]:
-        """The rows that run in this call."""
-        return self.block.context_rows if self.stop <= self.block.context_width else range(self.block.rows)
+    def whole(self) -> bool:
+        """Whether all rows run."""
+        return len(self.rows) == self.block.rows
 
-    @property
-    def shared(self) -> bool:
-        """Whether some rows have their part of this call from another one."""
-        return len(self.rows) < self.block.rows
+    @cached_property
+    def running(self) -> torch.Tensor:
+        """`rows` as int64, on the block's device."""
+        return torch.tensor(self.rows, device=self.block.tokens.device)
+
+    @cached_property
+    def runner(self) -> torch.Tensor:
+        """Place among `rows` of the row that runs for each row, be it itself or the owner of its context; -1 where
+        that has no token in the call. Int64, shape (rows,), on the block's device."""
+        places = {row: place for place, row in enumerate(self.rows)}
+        runners = self.block.owners if self.stop <= self.block.context_width else range(self.block.rows)
+        return torch.tensor([places.get(row, -1) for row in runners], device=self.block.tokens.device)
+
+    @cached_property
+    def filled(self) -> torch.Tensor:
+        """The rows that have a token, of their own or of their owner's, in the call; int64, on the block's device."""
+        return (self.runner >= 0).nonzero()[:, 0]
 
     def takes_part(self, row: int) -> bool:
         """Whether a token of row r's unfinished answer, or of its context, is fed in this call."""
@@ -168,6 +181,8 @@ def cut(block: Block, boundaries: frozenset[int], columns: Sequence[int] = ()) -
         wanted.add(block.context_width)
     starts = sorted({0} | {column for column in wanted if 0 < column < width})
     active = (True,) * block.rows
+
+    every = tuple(range(block.rows))
     return tuple(
         Pass(
             block,
@@ -177,6 +192,7 @@ def cut(block: Block, boundaries: frozenset[int], columns: Sequence[int] = ()) -
             stop,
             max(0, stop - max(start, block.context_width - 1)),
             active,
+            block.context_rows if stop <= block.context_width else every,
         )
         for start, stop in zip(starts, [*starts[1:], width], strict=True)
     )

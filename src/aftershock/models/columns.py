@@ -10,7 +10,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from aftershock.errors import ContractError
-from aftershock.models.blocks import Block, Pass
+from aftershock.models.blocks import Pass
 from aftershock.numerics import words
 
 States = tuple[torch.Tensor, ...]
@@ -19,6 +19,9 @@ heads, columns, channels), keys first."""
 
 _SPARE = 32
 """Columns written past a window before it is moved back to the buffer's start."""
+
+_ROWS_AT_ONCE = 256
+"""Rows that are put together before they are written to the buffers."""
 
 
 class _Layer(DynamicLayer):
@@ -52,7 +55,8 @@ class ColumnCache(Cache):
     """A key-value cache for calls that each say where they write (`seek`).
 
     A call writes its columns from `start` on and sees the `window` columns that end with its own. It has all rows, or
-    those alone whose columns the others share. Columns that nobody wrote are zero, so that masked ones add nothing.
+    those that have a token there, some of them for others. Columns that nobody wrote are zero, so that masked ones add
+    nothing.
     `devices` are those of the layers.
     """
 
@@ -62,7 +66,7 @@ class ColumnCache(Cache):
         self._devices, self._columns = tuple(devices), columns
         self.states: States = ()
         self._views: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._sharing: Block | None = None
+        self._part: Pass | None = None
 
     @classmethod
     def of_block(cls, devices: Sequence[torch.device], columns: int) -> "ColumnCache":
@@ -77,15 +81,21 @@ class ColumnCache(Cache):
         cache = cls(devices, columns + _SPARE, columns)
         like = prefixes[0][0]
         cache._allocate(len(prefixes), like.shape[2], like.shape[4], like.dtype)
+        alike: dict[int, list[int]] = {}
         for row, states in enumerate(prefixes):
-            for buffer, own in zip(cache.states, states, strict=True):
-                buffer[:, :, row, :, columns - own.shape[3] : columns] = own
+            alike.setdefault(states[0].shape[3], []).append(row)
+        for length, found in alike.items():
+            # A large buffer takes every copy in many parts, so there had better be few of them.
+            for rows in (found[begin : begin + _ROWS_AT_ONCE] for begin in range(0, len(found), _ROWS_AT_ONCE)):
+                for number, buffer in enumerate(cache.states):
+                    own = torch.stack([prefixes[row][number] for row in rows], dim=2)
+                    buffer[:, :, rows, :, columns - length : columns] = own
         cache.start = columns
         return cache
 
     def seek(self, call: Pass) -> None:
         """This call comes next."""
-        self.start, self._sharing = call.start, call.block if call.shared else None
+        self.start, self._part = call.start, None if call.whole else call
 
     def step(self) -> None:
         """After a call of one token: the next one follows it; where the buffer ends, the window moves back first."""
@@ -99,12 +109,9 @@ class ColumnCache(Cache):
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a call's keys and values, shape (rows, heads, columns, channels); those that it sees."""
-        block, own_keys, own_values = self._sharing, keys, values
-        if block is not None:
-            owners = block.owner_index.to(keys.device)
-            keys, values = keys[owners], values[owners]
+        part = self._part
         if not self.states:
-            self._allocate(keys.shape[0], keys.shape[1], keys.shape[3], keys.dtype)
+            self._allocate(len(keys) if part is None else part.block.rows, keys.shape[1], keys.shape[3], keys.dtype)
         stop = self.start + keys.shape[2]
         begin = max(0, stop - self.window)
         own = self._views[layer]
@@ -113,11 +120,16 @@ class ColumnCache(Cache):
                 f"layer {layer} has keys or values of shape {tuple(keys.shape)}, {tuple(values.shape)}, unlike the "
                 "layers before it: such models run with plain `generate` only"
             )
-        own[0][:, :, self.start : stop] = keys
-        own[1][:, :, self.start : stop] = values
-        if block is not None and begin == self.start:
-            return own_keys, own_values
-        rows = slice(None) if block is None else list(block.context_rows)
+        if part is None:
+            own[0][:, :, self.start : stop] = keys
+            own[1][:, :, self.start : stop] = values
+            return own[0][:, :, begin:stop], own[1][:, :, begin:stop]
+        filled, rows = part.filled.to(keys.device), part.running.to(keys.device)
+        places = part.runner.to(keys.device)[filled]
+        own[0][filled, :, self.start : stop] = keys[places]
+        own[1][filled, :, self.start : stop] = values[places]
+        if begin == self.start:
+            return keys, values
         return own[0][rows, :, begin:stop], own[1][rows, :, begin:stop]
 
     @torch.inference_mode()

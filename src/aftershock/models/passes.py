@@ -32,12 +32,13 @@ def forced_call(model: LoadedModel, call: Pass, cache: ColumnCache, before_pass:
     """One call of a teacher-forced run: logits of its last `call.kept` columns, shape (rows, kept, vocabulary).
 
     `cache` holds the columns before the call's, whose keys and values are added. Rows that share a context have its
-    keys, values and logits from the row that owns it.
+    keys, values and logits from the row that owns it. What the logits of a row without a token in the call are, is
+    not defined.
     """
     block, start, stop = call.block, call.start, call.stop
     before_pass(call)
     cache.seek(call)
-    rows = list(call.rows) if call.shared else slice(None)
+    rows = slice(None) if call.whole else call.running
     output = model.module(
         input_ids=block.tokens[rows, start:stop],
         attention_mask=block.mask[rows, :stop],
@@ -49,7 +50,7 @@ def forced_call(model: LoadedModel, call: Pass, cache: ColumnCache, before_pass:
     )
     logits: torch.Tensor = output.logits
     kept = logits[:, logits.shape[1] - call.kept :]
-    return kept[block.owner_index] if call.shared else kept
+    return kept if call.whole else kept[call.runner]
 
 
 def _last_columns(kept: int, columns: int, device: torch.device) -> torch.Tensor:
@@ -220,6 +221,7 @@ def generate(
     lengths = [length + limit - 1 for length, limit in zip(block.context_lengths, limits, strict=True)]
     last = torch.tensor(lengths, device=model.device)[:, None]
     answers = _Answers(model, [()] * block.rows, limits, stops)
+    every = tuple(range(block.rows))
 
     def run(inputs: torch.Tensor, call: Pass) -> torch.Tensor:
         before_pass(call)
@@ -236,7 +238,8 @@ def generate(
         # An answer that has ended stays where it is: past its limit there may be no position.
         positions = torch.cat([positions, torch.minimum(positions[:, -1:] + 1, last)], dim=1)
         stop = mask.shape[1]
-        logits = run(chosen[:, None], Pass(block, number, number, stop - 1, stop, 1, tuple(answers.active.tolist())))
+        active = tuple(answers.active.tolist())
+        logits = run(chosen[:, None], Pass(block, number, number, stop - 1, stop, 1, active, every))
     return answers.done()
 
 

@@ -9,16 +9,16 @@ from aftershock.replay.executor import Distance, ItemRun
 MAX_COMPARED_POSITIONS = 8
 """Logits of at most this many answer positions a row, evenly spread, are kept for RMSE and KL."""
 
-_AT_ONCE = 64
-"""Positions whose logits are held in fp32 at a time."""
+_AT_ONCE = 8
+"""Positions whose logits, of all copies of a batch, are held in fp32 at a time."""
 
 
 @dataclass(frozen=True)
 class Clean:
-    """Golden's logits, made ready to be compared with many others.
+    """Golden's logits, made ready to be compared with those of `copies` runs at a time.
 
-    `logits`, shape (positions, vocabulary); `chances`, their softmax, and `sums`, their log-sum-exp, shape
-    (positions,), in fp32. `items[p]` is the number of the item that position p belongs to.
+    `logits`, shape (positions, vocabulary); `chances`, their softmax, and `sums`, their log-sum-exp as it comes out of
+    so many copies, shape (copies, positions), in fp32. `items[p]` is the number of the item that position p belongs to.
     """
 
     logits: torch.Tensor
@@ -26,42 +26,52 @@ class Clean:
     sums: torch.Tensor
     items: torch.Tensor
 
+    @property
+    def copies(self) -> int:
+        """Runs that are compared at a time."""
+        return len(self.sums)
+
 
 @torch.inference_mode()
-def clean(logits: torch.Tensor, items: torch.Tensor) -> Clean:
+def clean(logits: torch.Tensor, items: torch.Tensor, copies: int) -> Clean:
     """Golden's logits, shape (positions, vocabulary), and the item of each position."""
-    parts = torch.split(logits, _AT_ONCE)
     return Clean(
         logits,
-        torch.cat([part.float().softmax(-1) for part in parts]),
-        torch.cat([part.float().logsumexp(-1) for part in parts]),
+        torch.cat([part.float().softmax(-1) for part in torch.split(logits, _AT_ONCE)]),
+        _sums(logits.repeat(copies, 1, 1)),
         items.cpu(),
     )
 
 
 @torch.inference_mode()
-def distances(golden: Clean, logits: torch.Tensor) -> tuple[Distance, ...]:
-    """The distance of each item, over all of its positions, in fp32 (RMSE: fragile-parts study, section 3.3).
+def distances(golden: Clean, logits: torch.Tensor) -> list[tuple[Distance, ...]]:
+    """The distance of each item, over all of its positions, in fp32 (RMSE: fragile-parts study, section 3.3), for each
+    of `golden.copies` runs; `logits`, shape (copies, positions, vocabulary).
 
     KL(p || q) = sum p (z_p - z_q) + log sum exp z_q - log sum exp z_p, for logits z.
     """
-    found = []
-    for own, chances, sums, other in zip(
+    norms, inner = [], []
+    for own, chances, others in zip(
         torch.split(golden.logits, _AT_ONCE),
         torch.split(golden.chances, _AT_ONCE),
-        torch.split(golden.sums, _AT_ONCE),
-        torch.split(logits, _AT_ONCE),
+        torch.split(logits, _AT_ONCE, dim=1),
         strict=True,
     ):
-        corrupt = other.float()
-        apart = own.float() - corrupt
-        divergence = (chances * apart).sum(-1) + corrupt.logsumexp(-1) - sums
-        found.append(torch.stack([apart.square().sum(-1), divergence.clamp(min=0)], dim=-1))
-    values = torch.cat(found).cpu().double()
+        apart = own.float() - others.float()
+        norms.append(torch.linalg.vector_norm(apart, dim=-1))
+        inner.append(torch.einsum("pv,cpv->cp", chances, apart))
+    divergences = (torch.cat(inner, dim=1) + _sums(logits) - golden.sums).clamp(min=0)
+    values = torch.stack([torch.cat(norms, dim=1), divergences], dim=-1).cpu().double()
+    values[..., 0].square_()
     counts = golden.items.bincount()
-    totals = torch.zeros((len(counts), 2), dtype=torch.float64).index_add_(0, golden.items, values)
-    means = totals / counts[:, None]
-    return tuple(Distance((squares / logits.shape[1]) ** 0.5, kl) for squares, kl in means.tolist())
+    totals = torch.zeros((len(values), len(counts), 2), dtype=torch.float64).index_add_(1, golden.items, values)
+    means = (totals / counts[:, None]).tolist()
+    return [tuple(Distance((squares / logits.shape[-1]) ** 0.5, kl) for squares, kl in run) for run in means]
+
+
+def _sums(logits: torch.Tensor) -> torch.Tensor:
+    """Log-sum-exp in fp32; `logits`, shape (copies, positions, vocabulary)."""
+    return torch.cat([part.float().logsumexp(-1) for part in torch.split(logits, _AT_ONCE, dim=1)], dim=1)
 
 
 def distance(golden: ItemRun, other: ItemRun) -> Distance | None:
@@ -70,7 +80,7 @@ def distance(golden: ItemRun, other: ItemRun) -> Distance | None:
     if golden.forced != other.forced:
         return None
     own, theirs = torch.cat(golden.logits), torch.cat(other.logits)
-    (found,) = distances(clean(own, torch.zeros(len(own), dtype=torch.int64)), theirs)
+    ((found,),) = distances(clean(own, torch.zeros(len(own), dtype=torch.int64), 1), theirs[None])
     return found
 
 

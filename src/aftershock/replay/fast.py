@@ -23,9 +23,10 @@ from aftershock.replay.company import (
     strikes_of,
     weights_by_row,
 )
+from aftershock.replay.distance import distances
 from aftershock.replay.executor import Job, ModelCrashedError, Proof, Run
 from aftershock.replay.golden import Forced, GoldenRun, Trajectory, band_of, least_band
-from aftershock.replay.head import Doubt, doubt_of, gives_logits, observe_doubtful, replaced_forward, withheld
+from aftershock.replay.head import doubt_of, gives_logits, nobody_asks, observe_some, replaced_forward, withheld
 from aftershock.replay.observe import Asked, Seen, joined
 from aftershock.replay.pending import Pending, columns_of, lasting
 from aftershock.replay.reach import Reach, reach_of
@@ -56,7 +57,7 @@ class FastExecutor(ReferenceExecutor):
         super().__init__(model, (memory_budget(model.device) if memory is None else memory) // 2, shapes)
         names = [site.module for site in model.components.outputs if site.component == "residual"]
         self._layers = [model.module.get_submodule(name) for name in names]
-        self._doubts = self._shapes.head_rows is not None and gives_logits(model)
+        self._spares_head = self._shapes.head_rows is not None and gives_logits(model)
 
     def trials(self, jobs: Iterable[Job]) -> Iterator[tuple[Job, Run | ModelCrashedError]]:
         """Every job with its run; those whose answers leave golden's wait for company."""
@@ -150,19 +151,22 @@ class FastExecutor(ReferenceExecutor):
                         with self._resumed(trajectory, first, number):
                             for copy, found in zip(seen, self._call(call, golden.asked, cache, injection), strict=True):
                                 copy.append(found)
-        if not joined(seen[-1]).equal(joined(trajectory.seen)):
+        shown = [joined(copy) for copy in seen]
+        if not shown[-1].equal(joined(trajectory.seen)):
             raise ContractError(
                 "the fault-free rows of a run were not golden's to the bit: on this device rows depend on each other; "
                 "run the study with --executor reference, and please report this"
             )
+        apart = distances(golden.clean, torch.stack([copy.logits for copy in shown]))
         return [
             Forced(
-                joined(copy),
+                copy,
+                distance,
                 tuple(states[:, :, member.rows.start : member.rows.stop] for states in cache.states),
                 trajectory.states,
                 first,
             )
-            for member, copy in zip(own, seen, strict=False)
+            for member, copy, distance in zip(own, shown, apart, strict=False)
         ]
 
     def _alone_from(self, pending: Pending) -> Run | ModelCrashedError:
@@ -199,7 +203,7 @@ class FastExecutor(ReferenceExecutor):
 
     def _run_golden(self, batch: Batch, boundaries: frozenset[int]) -> GoldenRun:
         golden = super()._run_golden(batch, boundaries)
-        if not (batch.generates and self._doubts):
+        if not (batch.generates and self._spares_head):
             return golden
         assert golden.trajectory is not None
         # Far enough from the band, so that a trial with somewhat larger logits stays outside too.
@@ -219,13 +223,13 @@ class FastExecutor(ReferenceExecutor):
             tuples.add(isinstance(output, tuple))
 
         def keep_inputs(module: Any, inputs: Any) -> None:
-            hidden.append(_predicting(calls[len(hidden)], inputs[0][:height]).clone())
+            hidden.append(_predicting(calls[len(hidden)], inputs[0]).clone())
 
         cache = ColumnCache.of_block(self.model.layer_devices, calls[-1].stop)
         with Injection(self.model, ()) as injection, ExitStack() as hooks:
             for layer in self._layers:
                 hooks.callback(layer.register_forward_hook(keep).remove)
-            if self._doubts:
+            if self._spares_head:
                 hooks.callback(self._head.register_forward_pre_hook(keep_inputs).remove)
             seen = tuple(self._call(call, asked, cache, injection)[0] for call in calls)
         return joined(seen), Trajectory(
@@ -247,7 +251,9 @@ class FastExecutor(ReferenceExecutor):
         if begin == len(calls):
             return "not_activated"
         # A fault that comes after the layers may change the head itself.
-        doubt = golden.doubt if reach.last is not None else None
+        spares_head = self._spares_head and reach.last is not None
+        doubt = golden.doubt
+        least = -torch.inf if doubt is None else doubt.least
         inputs: dict[int, torch.Tensor] = {}
         seen, as_golden = list(trajectory.seen[:begin]), True
         for number, call in enumerate(calls[begin:], begin):
@@ -259,11 +265,11 @@ class FastExecutor(ReferenceExecutor):
             watched = self._watched(trajectory, reach, number, call, cache) if as_golden else nullcontext()
             try:
                 with self._resumed(trajectory, reach.first, number), watched:
-                    if doubt is None:
-                        found = self._call(call, golden.asked, cache, injection)[0]
-                    else:
+                    if spares_head:
                         inputs[number] = self._hidden(call, cache, injection)
-                        found = self._observed(doubt, number, call, inputs[number], golden.asked)
+                        found = self._observed(golden, number, inputs[number], least)
+                    else:
+                        found = self._call(call, golden.asked, cache, injection)[0]
             except _GoldenAgainError:
                 cache.put(trajectory.states, golden.block.rows, reach.first, call.start, call.stop)
                 found = trajectory.seen[number]
@@ -274,10 +280,10 @@ class FastExecutor(ReferenceExecutor):
             return "converged"
         if doubt is not None and band_of(golden, joined(seen).logits) > doubt.least:
             # Its logits are so large that more is in doubt than was thought.
-            everything = replace(doubt, least=torch.inf)
             for number, hidden in inputs.items():
-                seen[number] = self._observed(everything, number, calls[number], hidden, golden.asked)
-        return Forced(joined(seen), cache.states, trajectory.states, reach.first)
+                seen[number] = self._observed(golden, number, hidden, torch.inf)
+        shown = joined(seen)
+        return Forced(shown, golden.apart(shown.logits), cache.states, trajectory.states, reach.first)
 
     def _hidden(self, call: Pass, cache: ColumnCache, injection: Injection) -> torch.Tensor:
         """What the head is given in one call, which is run without it."""
@@ -286,10 +292,12 @@ class FastExecutor(ReferenceExecutor):
             forced_call(self.model, call, cache, injection.begin_pass)
         return _predicting(call, inputs[0])
 
-    def _observed(self, doubt: Doubt, number: int, call: Pass, hidden: torch.Tensor, asked: Asked) -> Seen:
-        """What such a call shows; the head runs where a choice is in doubt or its logits are asked for."""
+    def _observed(self, golden: GoldenRun, number: int, hidden: torch.Tensor, least: float) -> Seen:
+        """What such a call shows; a choice with a margin of no more than `least` is in doubt."""
+        call = golden.calls[number]
         first = call.stop - call.kept - call.block.context_width + 1
-        return observe_doubtful(self.model, doubt, number, first, hidden, asked, self._shapes.head_rows)
+        known = nobody_asks(hidden) if golden.doubt is None else golden.doubt.known(number, first, hidden)
+        return observe_some(self.model, known, least, first, hidden, golden.asked, self._shapes.head_rows)
 
     def _cache(self, golden: GoldenRun, trajectory: Trajectory, first: int, begin: int) -> ColumnCache:
         """A cache that holds what the calls before `begin` left in layer `first` and those after it."""
@@ -341,8 +349,9 @@ def _first_call(golden: GoldenRun, reach: Reach) -> int:
 
 
 def _predicting(call: Pass, hidden: torch.Tensor) -> torch.Tensor:
-    """Those of the head's inputs that predict answer tokens: there is one at least."""
-    return hidden[:, hidden.shape[1] - call.kept :]
+    """Those of the head's inputs that predict answer tokens, for all rows."""
+    kept = hidden[:, hidden.shape[1] - call.kept :]
+    return kept if call.whole else kept[call.runner]
 
 
 def _stream(output: Any) -> torch.Tensor:

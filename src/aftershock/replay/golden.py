@@ -8,8 +8,8 @@ from math import log, sqrt
 import torch
 
 from aftershock.models import Block, Choices, Pass, States
-from aftershock.replay.distance import Clean, clean
-from aftershock.replay.executor import Run
+from aftershock.replay.distance import Clean, clean, distances
+from aftershock.replay.executor import Distance, Run
 from aftershock.replay.head import Doubt
 from aftershock.replay.observe import Asked, Seen
 
@@ -19,10 +19,11 @@ DEVIATIONS = 8.0
 
 @dataclass(frozen=True)
 class Forced:
-    """A teacher-forced run of a batch: what it showed, and its keys and values. Those of the layers before `first` are
-    golden's, `states` need not have them."""
+    """A teacher-forced run of a batch: what it showed, how far each item's logits lie from golden's, and its keys and
+    values. Those of the layers before `first` are golden's, `states` need not have them."""
 
     seen: Seen
+    apart: tuple[Distance, ...]
     states: States
     golden: States = ()
     first: int = 0
@@ -102,7 +103,11 @@ class GoldenRun:
     @cached_property
     def clean(self) -> Clean:
         """The compared logits, made ready."""
-        return clean(self.compared, self.asked.items)
+        return clean(self.compared, self.asked.items, self.block.rows // len(self.asked.likely))
+
+    def apart(self, logits: torch.Tensor) -> tuple[Distance, ...]:
+        """How far the compared logits of one run lie from golden's, item by item."""
+        return distances(self.clean, logits.repeat(self.clean.copies, 1, 1))[0]
 
     @cached_property
     def text_tokens(self) -> torch.Tensor:

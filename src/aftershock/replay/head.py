@@ -9,7 +9,7 @@ import torch
 
 from aftershock.models import Choices, LoadedModel, choose
 from aftershock.numerics import words
-from aftershock.replay.observe import Asked, Seen, within
+from aftershock.replay.observe import Asked, Seen, log_probabilities, within
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,9 @@ class Doubt:
     least: float
     rounding: float
 
-    def margins(self, call: int, first: int, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Lower bounds of the margins of golden's tokens where a trial gives the head `hidden`, and upper bounds of
-        their logits, both fp32, shape (sequences, positions); NaN where nothing is known. `first` is the call's first
-        position.
+    def known(self, call: int, first: int, hidden: torch.Tensor) -> Choices:
+        """Golden's choices with lower bounds of their margins and upper bounds of their logits where a trial gives the
+        head `hidden`; NaN where nothing is known. `first` is the call's first position.
 
         The logits of tokens t and b move apart by (w_t - w_b)(h - h_golden), which is no more than the product of the
         norms. On top comes the rounding of both heads' products, n u |w| |h| each (Higham, Accuracy and Stability of
@@ -45,7 +44,8 @@ class Doubt:
         best = (1 + 4 * self.rounding) * (self.choices.best[:, places].abs() + apart * self.longest + products)
         # Norms are rounded too.
         moved = 1.001 * (apart * self.distances[:, places] + products + 4 * self.rounding * best)
-        return self.choices.margins[:, places] - moved, best
+        tokens, margins = self.choices.tokens[:, places], self.choices.margins[:, places]
+        return Choices(tokens, torch.ones_like(tokens, dtype=torch.bool), best, margins - moved)
 
 
 _UNIT = torch.finfo(torch.float32).eps / 2
@@ -131,28 +131,36 @@ def replaced_forward(module: torch.nn.Module, forward: Any) -> Iterator[None]:
             module.forward = own
 
 
+def nobody_asks(hidden: torch.Tensor) -> Choices:
+    """Choices at the positions of `hidden`, shape (sequences, positions, channels), for which nobody asks."""
+    tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64)
+    nothing = torch.zeros(tokens.shape)
+    return Choices(tokens, torch.ones_like(tokens, dtype=torch.bool), nothing, nothing + torch.inf)
+
+
 @torch.inference_mode()
-def observe_doubtful(
-    model: LoadedModel, doubt: Doubt, call: int, first: int, hidden: torch.Tensor, asked: Asked, rows: int | None
+def observe_some(
+    model: LoadedModel, known: Choices, least: float, first: int, hidden: torch.Tensor, asked: Asked, rows: int | None
 ) -> Seen:
-    """What one call of a trial shows: its choices, computed only where they are in doubt, and the logits asked for.
+    """What one call of a trial shows: the head runs where logits are asked for, or where a choice is in doubt, its
+    margin being no more than `least`; the other choices are as `known`.
 
     `hidden`, shape (sequences, positions, channels), are the head's inputs of the call, whose first position is
-    `first`. Where a choice is not in doubt, its margin and its logit are bounds.
+    `first`; it takes `rows` of them at a time.
     """
-    places = slice(first, first + hidden.shape[1])
-    margins, best = doubt.margins(call, first, hidden)
-    compared = within(asked.compared, 1, first, hidden.shape[1])
-    wanted = ~(margins > doubt.least)
-    wanted[compared[:, 0], compared[:, 1] - first] = True
-    numbers = (wanted.flatten().cumsum(0) - 1).view(wanted.shape)
+    positions = hidden.shape[1]
+    places = slice(first, first + positions)
+    wanted = asked.wanted[:, places] | asked.inside[:, places] & ~(known.margins > least)
+    number = (wanted.flatten().cumsum(0) - 1).view(wanted.shape)
     where = wanted.to(hidden.device)
     head = head_of(model)
     with head_in_parts(head, rows):
         logits = head(hidden[where])
     found = choose(logits, asked.likely[:, places][where])
-    tokens, finite = doubt.choices.tokens[:, places].clone(), torch.ones_like(wanted)
-    tokens[wanted], finite[wanted] = found.tokens, found.finite
-    best[wanted], margins[wanted] = found.best, found.margins
-    kept = numbers[compared[:, 0], compared[:, 1] - first].to(hidden.device)
-    return Seen(Choices(tokens, finite, best, margins), torch.empty(0), logits[kept])
+    choices = Choices(*(field.clone() for field in (known.tokens, known.finite, known.best, known.margins)))
+    choices.tokens[wanted], choices.finite[wanted] = found.tokens, found.finite
+    choices.best[wanted], choices.margins[wanted] = found.best, found.margins
+    scored, compared = within(asked.scored, 2, first, positions), within(asked.compared, 1, first, positions)
+    asked_for = logits[number[scored[:, 1], scored[:, 2] - first].to(hidden.device)][None]
+    (logprobs,) = log_probabilities(asked_for, scored[:, 3].to(hidden.device))
+    return Seen(choices, logprobs, logits[number[compared[:, 0], compared[:, 1] - first].to(hidden.device)])

@@ -16,16 +16,25 @@ from aftershock.replay.distance import compared_positions
 class Asked:
     """What is looked at. All tensors are int64; `likely` lies on the model's device.
 
-    `likely`, shape (sequences, positions): the tokens that are probably chosen. `scored`, shape (n, 4): number of the
-    task's row, sequence, position and token of each log-probability asked for. `compared`, shape (m, 2): sequence and
-    position of the logits that are kept; both are in the order of positions. `items`, shape (m,): numbers of the items
-    that those belong to.
+    `likely`, shape (sequences, positions): the tokens that are probably chosen; `inside`, bool, on the CPU: whether a
+    sequence has that position. `scored`, shape (n, 4): number of the task's row, sequence, position and token of each
+    log-probability asked for. `compared`, shape (m, 2): sequence and position of the logits that are kept; both are in
+    the order of positions. `items`, shape (m,): numbers of the items that those belong to.
     """
 
     likely: torch.Tensor
+    inside: torch.Tensor
     scored: torch.Tensor
     compared: torch.Tensor
     items: torch.Tensor
+
+    @cached_property
+    def wanted(self) -> torch.Tensor:
+        """Whether the logits of a position are asked for, bool, of `likely`'s shape; on the CPU."""
+        wanted = torch.zeros(self.likely.shape, dtype=torch.bool)
+        wanted[self.compared[:, 0], self.compared[:, 1]] = True
+        wanted[self.scored[:, 1], self.scored[:, 2]] = True
+        return wanted
 
     @cached_property
     def by_row(self) -> torch.Tensor:
@@ -64,6 +73,7 @@ def asked_of(batch: Batch, texts: Sequence[Sequence[int]], device: torch.device)
     item_of = torch.tensor([item for item, own in enumerate(batch.sequence_of) for _ in dict.fromkeys(own)])
     return Asked(
         torch.tensor([(*tokens, *(0,) * (longest - len(tokens))) for tokens in fed], device=device),
+        torch.arange(longest) < torch.tensor([len(tokens) for tokens in fed])[:, None],
         torch.tensor(sorted(scored, key=lambda one: one[2]), dtype=torch.int64).view(-1, 4),
         places,
         item_of[places[:, 0]],
@@ -95,21 +105,26 @@ def observe(logits: torch.Tensor, first: int, asked: Asked) -> list[Seen]:
     copies, _, positions, _ = logits.shape
     likely = asked.likely[:, first : first + positions].expand(copies, -1, -1)
     choices = choose(logits, likely)
-    scored = within(asked.scored, 2, first, positions).to(logits.device)
-    wanted = logits[:, scored[:, 1], scored[:, 2] - first]
-    logprobs = wanted.gather(-1, scored[:, 3].expand(copies, -1)[..., None])[..., 0].float()
-    # In fp32, in parts of bounded size.
-    logprobs -= torch.cat([part.float().logsumexp(-1) for part in torch.split(wanted, 256, dim=1)], dim=1)
-    compared = within(asked.compared, 1, first, positions).to(logits.device)
+    scored = within(asked.scored, 2, first, positions).to(logits.device, non_blocking=True)
+    logprobs = log_probabilities(logits[:, scored[:, 1], scored[:, 2] - first], scored[:, 3])
+    compared = within(asked.compared, 1, first, positions).to(logits.device, non_blocking=True)
     kept = logits[:, compared[:, 0], compared[:, 1] - first]
     return [
         Seen(
             Choices(choices.tokens[copy], choices.finite[copy], choices.best[copy], choices.margins[copy]),
-            logprobs[copy].cpu(),
+            logprobs[copy],
             kept[copy],
         )
         for copy in range(copies)
     ]
+
+
+def log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Those of one token a position, fp32, on the CPU; `logits`, shape (copies, positions, vocabulary)."""
+    found = logits.gather(-1, tokens.expand(len(logits), -1)[..., None])[..., 0].float()
+    # In fp32, in parts of bounded size.
+    found -= torch.cat([part.float().logsumexp(-1) for part in torch.split(logits, 256, dim=1)], dim=1)
+    return found.cpu()
 
 
 def within(places: torch.Tensor, column: int, first: int, positions: int) -> torch.Tensor:

@@ -17,6 +17,7 @@ from aftershock.models import (
     Generated,
     LoadedModel,
     Pass,
+    States,
     align,
     continue_greedy,
     cut,
@@ -25,7 +26,6 @@ from aftershock.models import (
 )
 from aftershock.replay.batches import Batch
 from aftershock.replay.company import in_parts
-from aftershock.replay.distance import distances
 from aftershock.replay.executor import Distance, ItemRun, Job, ModelCrashedError, Proof, Run
 from aftershock.replay.golden import Forced, GoldenRun, Trajectory, band_of, least_band, margins_apart
 from aftershock.replay.head import head_in_parts, head_of
@@ -101,7 +101,7 @@ class ReferenceExecutor:
             tokens if end is None else (*tokens, end) for tokens, end in zip(written.tokens, written.ends, strict=True)
         )
         block = self._block(batch, texts).copies(self._shapes.copies)
-        calls = cut(block, boundaries, self._shapes.cuts(block))
+        calls = [call.without_padding() for call in cut(block, boundaries, self._shapes.cuts(block))]
         asked = asked_of(batch, texts, self.model.device)
         seen, trajectory = self._golden_pass(calls, asked)
         asked = replace(asked, likely=seen.choices.tokens.to(self.model.device))
@@ -109,7 +109,7 @@ class ReferenceExecutor:
             by_sequence = logits_of(seen, asked)
             by_item = [tuple(by_sequence[one] for one in dict.fromkeys(own)) for own in batch.sequence_of]
             run = score(batch, self.model, asked, seen, by_item, repeat(None), frozenset(), ())
-            return GoldenRun(run, block, calls, asked, seen.choices, seen.logits, trajectory)
+            return GoldenRun(run, block, tuple(calls), asked, seen.choices, seen.logits, trajectory)
         margins = [torch.tensor(row) for row in written.margins]
         noise = max(
             float(margins_apart(row, text, seen.choices.margins[number], seen.choices.tokens[number]).max())
@@ -123,12 +123,12 @@ class ReferenceExecutor:
             ),
             (),
         )
-        return GoldenRun(run, block, calls, asked, seen.choices, seen.logits, trajectory, answers, texts, noise)
+        return GoldenRun(run, block, tuple(calls), asked, seen.choices, seen.logits, trajectory, answers, texts, noise)
 
     def _golden_pass(self, calls: Sequence[Pass], asked: Asked) -> tuple[Seen, Trajectory | None]:
         """What the teacher-forced run without faults shows, and what of it is kept for trials: here nothing."""
         with Injection(self.model, ()) as injection:
-            return self._force(calls, asked, injection).seen, None
+            return self._force(calls, asked, injection)[0], None
 
     # Trials.
 
@@ -151,18 +151,17 @@ class ReferenceExecutor:
         """The same from what the teacher-forced run gave, or from the proof that it would give golden's."""
         batch = job.batch
         if not isinstance(forced, Forced):
-            as_golden = Forced(Seen(golden.choices, torch.empty(0), golden.compared), ())
+            as_golden = Forced(Seen(golden.choices, torch.empty(0), golden.compared), _unmoved(batch), ())
             if forced == "not_activated" or not batch.generates or not self._close(batch, golden, as_golden):
                 return _as_golden(job, golden, forced, reached, struck)
             # Golden's own choices are too close to call, and decoding under the fault may make others.
             forced = as_golden
-        apart = distances(golden.clean, forced.seen.logits)
         if not batch.generates:
-            return score(batch, self.model, golden.asked, forced.seen, repeat(()), apart, reached, struck)
+            return score(batch, self.model, golden.asked, forced.seen, repeat(()), forced.apart, reached, struck)
         band = band_of(golden, forced.seen.logits)
         rows = rows_of(self.model, batch, golden, forced, band)
         # What waits must not keep golden's states.
-        pending = Pending(job, replace(golden, trajectory=None, doubt=None), rows, band, apart, reached, struck)
+        pending = Pending(job, replace(golden, trajectory=None, doubt=None), rows, band, forced.apart, reached, struck)
         unsettled = any(not settled(job.faults, prefix) for prefix in pending.prefixes)
         if unsettled or (self._rows_mix and pending.prefixes) or not self._confirmed(pending):
             return self._decode(pending)
@@ -174,13 +173,14 @@ class ReferenceExecutor:
 
     def _trial_pass(self, job: Job, golden: GoldenRun, injection: Injection) -> Forced | Proof:
         """The teacher-forced run under the faults, or the proof that it is golden's."""
-        return self._force(golden.calls, golden.asked, injection)
+        seen, states = self._force(golden.calls, golden.asked, injection)
+        return Forced(seen, golden.apart(seen.logits), states)
 
-    def _force(self, calls: Sequence[Pass], asked: Asked, injection: Injection) -> Forced:
+    def _force(self, calls: Sequence[Pass], asked: Asked, injection: Injection) -> tuple[Seen, States]:
         """All calls, the faults in the first copy of the batch; that one is looked at."""
         cache = ColumnCache.of_block(self.model.layer_devices, calls[-1].stop)
         seen = joined([self._call(call, asked, cache, injection)[0] for call in calls])
-        return Forced(seen, cache.states)
+        return seen, cache.states
 
     def _call(self, call: Pass, asked: Asked, cache: ColumnCache, injection: Injection) -> list[Seen]:
         """One call of a teacher-forced run: what each copy of the batch shows."""
@@ -290,10 +290,16 @@ class ReferenceExecutor:
 
 def _as_golden(job: Job, golden: GoldenRun, proof: Proof, reached: frozenset[int], struck: tuple[Struck, ...]) -> Run:
     """The run of a trial that is proved to be golden's."""
-    items = zip(golden.run.items, job.batch.sequence_of, strict=True)
-    apart = Distance(0.0, 0.0)
+    items = zip(golden.run.items, _unmoved(job.batch), job.batch.sequence_of, strict=True)
     return Run(
-        tuple(replace(item, logits=(), apart=apart, reached=not reached.isdisjoint(rows)) for item, rows in items),
+        tuple(
+            replace(item, logits=(), apart=apart, reached=not reached.isdisjoint(rows)) for item, apart, rows in items
+        ),
         struck,
         proof,
     )
+
+
+def _unmoved(batch: Batch) -> tuple[Distance, ...]:
+    """The distances of a run whose logits are golden's."""
+    return (Distance(0.0, 0.0),) * len(batch.items)
