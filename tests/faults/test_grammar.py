@@ -14,6 +14,8 @@ from aftershock.faults import (
     ALWAYS,
     ActivationSite,
     Add,
+    CachedSite,
+    Entry,
     Fault,
     Flip,
     Replace,
@@ -32,8 +34,12 @@ names = st.text(string.ascii_letters + string.digits + "._-", min_size=1, max_si
 positions = st.integers(0, 2**40)
 bits = st.sets(st.integers(0, 31), min_size=1, max_size=32).map(sorted).map(tuple)
 numbers = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 5e-324, 1e300])
-sites = st.builds(WeightSite, names, st.lists(positions, min_size=1, max_size=4).map(tuple)) | st.builds(
-    ActivationSite, names, positions
+tokens = st.integers(0, 10**9) | st.floats(0, 1, exclude_max=True).map(abs)
+entries = st.builds(Entry, st.integers(1, 10_000)) | st.builds(Entry, st.just(PREFILL), tokens)
+sites = (
+    st.builds(WeightSite, names, st.lists(positions, min_size=1, max_size=4).map(tuple))
+    | st.builds(ActivationSite, names, positions)
+    | st.builds(CachedSite, st.sampled_from(["key", "value"]), names, positions, positions, entries)
 )
 corruptions = (
     st.builds(Flip, bits)
@@ -42,7 +48,6 @@ corruptions = (
     | st.builds(Add, numbers)
 )
 passes = st.integers(0, 10_000)
-tokens = st.integers(0, 10**9) | st.floats(0, 1, exclude_max=True).map(abs)
 triggers = (
     st.builds(Trigger, passes)
     | st.builds(lambda first, length: Trigger(first, first + length), passes, st.integers(1, 5_000))
@@ -124,6 +129,15 @@ def test_bits_are_put_in_order() -> None:
         "weight a b[1] flip 3",
         "cache a[1] flip 3",
         "activation a[1,2] flip 3 at first_token",
+        "activation a[1] of first_token flip 3 at first_token",
+        "weight a[1] of first_token flip 3",
+        "key a[1,2] flip 3",
+        "key a[1] of first_token flip 3",
+        "key a[1,2,3] of first_token flip 3",
+        "value a[1,2] of prefill flip 3",
+        "value a[1,2] of prefill:1.5 flip 3",
+        "value a[1,2] of decode:0 flip 3",
+        "value a[1,2] of nowhere flip 3",
         "weight a[1] twiddle 3",
         "weight a[1] flip",
         "weight a[1] flip x",

@@ -126,6 +126,28 @@ def test_labels_of_a_set_are_kept_where_all_agree(llama: ComponentMap) -> None:
     assert labels(parse_faults(line), llama, BF16) == Labels("weight", "several", 1, (), "several", "first_token")
 
 
+@pytest.mark.parametrize(("moment", "stage"), [("prefill:0.5", "prefill"), ("decode:4", "decode")])
+def test_labels_of_a_word_of_the_cache(moment: str, stage: str, llama: ComponentMap) -> None:
+    for trigger in ("always", "from decode:5", "at decode:4"):
+        cached = parse_faults(f"key model.layers.1.self_attn[1,3] of {moment} flip 15 {trigger}")
+        assert labels(cached, llama, BF16) == Labels("key", "kv", 1, (15,), "sign", stage)
+
+
+@pytest.mark.parametrize(
+    ("line", "cuts"),
+    [
+        ("of prefill:0.5 flip 1", set()),
+        ("of decode:3 flip 1 from decode:2", set()),
+        ("of prefill:0.5 flip 1 from first_token", {FIRST_TOKEN}),
+        ("of first_token flip 1 from decode:2 to decode:4", {decode(2), decode(4)}),
+        ("of first_token flip 1 at first_token", {decode(1)}),
+        ("of decode:3 flip 1 from decode:1 to decode:5", {decode(5)}),
+    ],
+)
+def test_a_word_of_the_cache_cuts_where_its_readers_change(line: str, cuts: set[int]) -> None:
+    assert splits(parse_faults(f"value a[0,1] {line}")) == cuts
+
+
 def test_only_weight_faults_cut_a_run() -> None:
     line = (
         "weight a[0] flip 1 from first_token to decode:3 & weight b[0] flip 1 & "

@@ -13,6 +13,7 @@ from scipy.stats import chisquare, kstest
 
 from aftershock.errors import InputError
 from aftershock.faults import (
+    ALWAYS,
     ActivationSite,
     Add,
     Fault,
@@ -131,6 +132,22 @@ def test_stages_and_their_passes_are_equally_likely(llama: ComponentMap) -> None
         assert chi_square(stages, {"prefill": 1.0, "first_token": 1.0, "decode": 1.0}) > LEAST_P
         steps = Counter(trigger.first for trigger in triggers if trigger.first > FIRST_TOKEN)
         assert chi_square(steps, {decode(step): 1.0 for step in range(1, 7)}) > LEAST_P
+
+
+def test_words_of_the_cache_are_drawn_evenly(llama: ComponentMap) -> None:
+    drawn = draw(llama, 1000, sites=["key", "value"], layers="1", cache_trigger="transient")
+    sites = [fault.site for (fault,) in drawn]
+    assert chi_square(Counter(site.part for site in sites), {"key": 1.0, "value": 1.0}) > LEAST_P
+    places = {(head, channel): 1.0 for head in range(2) for channel in range(8)}
+    assert chi_square(Counter((site.head, site.channel) for site in sites), places) > LEAST_P
+    stages = Counter(stage_of(site.entry.number) for site in sites)
+    assert chi_square(stages, {"prefill": 1.0, "first_token": 1.0, "decode": 1.0}) > LEAST_P
+    # Read in a pass from its own to the last.
+    reads = Counter(fault.trigger.first for (fault,) in drawn if fault.site.entry.number == decode(4))
+    assert chi_square(reads, {decode(step): 1.0 for step in (4, 5, 6)}) > LEAST_P
+    assert {fault.trigger for (fault,) in draw(llama, 50, sites=["key"])} == {ALWAYS}
+    for (fault,) in drawn:
+        check(fault, llama, FP16)
 
 
 def test_decode_steps_stay_in_their_range(llama: ComponentMap) -> None:
@@ -285,7 +302,7 @@ def test_memory_grows_with_the_draws_not_with_the_population() -> None:
     for selection in selections:
         tracemalloc.start()
         try:
-            faults = sample_faults(selection, Population((site,), ()), FP16, 4, 1, 0)
+            faults = sample_faults(selection, Population((site,), (), ()), FP16, 4, 1, 0)
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

@@ -96,6 +96,11 @@ def test_layers_leave_out_what_lies_outside_them(llama: ComponentMap) -> None:
 def test_only_the_kinds_of_site_asked_for_are_left(llama: ComponentMap) -> None:
     assert select(Selection(sites=("weight",)), llama).outputs == ()
     assert select(Selection(sites=("activation",)), llama).parameters == ()
+    values = select(Selection(sites=("value",), layers="1"), llama)
+    assert [(site.module, site.part, site.heads, site.channels) for site in values.cached] == [
+        ("model.layers.1.self_attn", "value", 2, 8)
+    ]
+    assert (values.parameters, values.outputs) == ((), ())
 
 
 def test_an_empty_selection_says_which_keys_to_widen(llama: ComponentMap) -> None:

@@ -100,7 +100,29 @@ def test_trials_that_share_a_run_are_the_reference_executors_to_the_bit(family: 
     assert model_hash(model.module) == before
 
 
+def in_cache(model: LoadedModel, trigger: str) -> list[Job]:
+    """Faults in keys and in values, on each batch."""
+    jobs = []
+    for number in range(12):
+        chosen = Selection(sites=("key", "value"), cache_trigger=trigger, bit_classes=("sign", "exponent"))
+        population = select(chosen, model.components)
+        for batch in batches_of(model):
+            faults = sample_faults(chosen, population, model.format, batch.decode_passes, 6, number)
+            jobs.append(Job((batch.number, number), batch, faults))
+    return jobs
+
+
+@pytest.mark.parametrize("trigger", ["always", "transient"])
+@pytest.mark.parametrize(("family", "dtype"), CASES)
+def test_faults_in_the_cache_agree_too(family: str, dtype: torch.dtype, trigger: str) -> None:
+    model = model_of(family, dtype)
+    together = [] if family in ("mixtral", "qwen2_moe", "qwen3_moe") else [IN_COMPANY]
+    for shapes in (SHORT_CALLS, *together):
+        assert disagreements(model, in_cache(model, trigger), shapes)[0] == []
+
+
 UP, NORM, TABLE = "model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"
+ATTENTION = "model.layers.0.self_attn"
 LINES = [
     f"weight {UP}[3,4] replace 40.0 & weight {UP}[3,5] replace -40.0",
     f"weight {UP}[3,4] replace 40.0 & weight {NORM}[2] replace 9.0",
@@ -118,6 +140,11 @@ LINES = [
     f"weight {TABLE}[2,3] replace 9.0",
     f"weight {TABLE}[2,3] replace -9.0",
     f"weight {NORM}[3] add 0.0",
+    f"value {ATTENTION}[1,3] of prefill:0 replace 30.0 from decode:2",
+    f"value {ATTENTION}[1,3] of first_token replace 30.0 from first_token to decode:3",
+    f"key {ATTENTION}[1,3] of decode:2 replace 30.0 & activation model.layers.0[3] add 5.0 at first_token",
+    f"key {ATTENTION}[1,3] of prefill:0.5 replace 30.0 & weight {UP}[3,4] replace 40.0",
+    f"value {ATTENTION}[1,3] of first_token flip 1 & value {ATTENTION}[1,3] of first_token flip 2",
 ]
 
 
@@ -145,7 +172,13 @@ def test_answers_in_fp32_are_those_of_decoding_token_by_token(family: str) -> No
     model = model_of(family)
     (batch,) = batches_of(model, [generation(str(n), f"Prompt {n}", 12) for n in range(4)])
     sets = [*drawn(model, batch, 20), *map(parse_faults, LINES if family == "llama" else ())]
-    assert_decoded(model, [Job(n, batch, faults) for n, faults in enumerate(sets)])
+    cached = [
+        sample_faults(chosen, select(chosen, model.components), model.format, batch.decode_passes, 7, number)
+        for trigger in ("always", "transient")
+        for chosen in [Selection(sites=("key", "value"), cache_trigger=trigger, bit_classes=("sign", "exponent"))]
+        for number in range(10)
+    ]
+    assert_decoded(model, [Job(n, batch, faults) for n, faults in enumerate([*sets, *cached])])
 
 
 def test_an_answer_that_ends_early_under_a_fault_ends_there() -> None:

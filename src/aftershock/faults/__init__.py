@@ -4,7 +4,9 @@ from aftershock.faults.fault import (
     ALWAYS,
     ActivationSite,
     Add,
+    CachedSite,
     Corruption,
+    Entry,
     Fault,
     Flip,
     Replace,
@@ -22,7 +24,17 @@ from aftershock.faults.grammar import (
     parse_trigger,
     read_faults,
 )
-from aftershock.faults.resolve import Labels, check, column, labels, output_site, parameter_site, splits
+from aftershock.faults.resolve import (
+    Labels,
+    check,
+    column,
+    labels,
+    output_site,
+    parameter_site,
+    site_kind,
+    site_of,
+    splits,
+)
 from aftershock.faults.sample import distinct, sample_faults
 from aftershock.faults.selection import Population, Selection, parse_layers, select
 from aftershock.faults.strata import Cell, Stratum, StratumKey, cell_faults, stratify
@@ -32,8 +44,10 @@ __all__ = [
     "GRAMMAR",
     "ActivationSite",
     "Add",
+    "CachedSite",
     "Cell",
     "Corruption",
+    "Entry",
     "Fault",
     "Flip",
     "Labels",
@@ -62,6 +76,8 @@ __all__ = [
     "read_faults",
     "sample_faults",
     "select",
+    "site_kind",
+    "site_of",
     "splits",
     "stratify",
 ]

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Literal
 
 from aftershock.errors import InputError
-from aftershock.models import FIRST_TOKEN, PREFILL, decode
+from aftershock.models import FIRST_TOKEN, PREFILL, CachePart, decode
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,45 @@ class ActivationSite:
         return f"activation {self.module}[{self.channel}]"
 
 
-Site = WeightSite | ActivationSite
+@dataclass(frozen=True)
+class Entry:
+    """The token whose entry in the key-value cache is meant: the pass that writes it and, in prefill, `token` as
+    `Trigger` takes it. Raises InputError for a token outside prefill, or that is none of its tokens."""
+
+    number: int
+    token: int | float | None = None
+
+    def __post_init__(self) -> None:
+        if self.number < PREFILL:
+            raise InputError(f"pass {self.number} does not exist: they are counted from {PREFILL}")
+        if (self.number == PREFILL) != (self.token is not None):
+            raise InputError("prefill has many tokens and the other passes one: write 'prefill:0.5', 'decode:3'")
+        _check_token(self.token)
+
+    def __str__(self) -> str:
+        return pass_name(self.number) + ("" if self.token is None else f":{self.token!r}")
+
+
+@dataclass(frozen=True)
+class CachedSite:
+    """One word of the key-value cache: of a key or value that an attention module keeps of a token.
+
+    The trigger says in which passes the word is wrong for those that read it; it is written in the entry's own pass,
+    and before that there is nothing to be wrong. A fault that lasts to the end is one of the stored word; one that ends
+    is a wrong read.
+    """
+
+    part: CachePart
+    module: str
+    head: int
+    channel: int
+    entry: Entry
+
+    def __str__(self) -> str:
+        return f"{self.part} {self.module}[{self.head},{self.channel}] of {self.entry}"
+
+
+Site = WeightSite | ActivationSite | CachedSite
 
 
 @dataclass(frozen=True)
@@ -130,8 +168,7 @@ class Trigger:
         if self.token is not None:
             if (self.first, self.end) != (PREFILL, FIRST_TOKEN):
                 raise InputError(f"token {self.token} has no meaning outside prefill: use it with 'at prefill' only")
-            if self.token < 0 or (isinstance(self.token, float) and not self.token < 1):
-                raise InputError(f"token {self.token} does not exist: give a number from 0 or a share in [0, 1)")
+            _check_token(self.token)
 
     @property
     def transient(self) -> bool:
@@ -156,6 +193,11 @@ class Trigger:
         return f"from {pass_name(self.first)} to {pass_name(self.end)}"
 
 
+def _check_token(token: int | float | None) -> None:
+    if token is not None and (token < 0 or (isinstance(token, float) and not token < 1)):
+        raise InputError(f"token {token} does not exist: give a number from 0 or a share in [0, 1)")
+
+
 ALWAYS = Trigger()
 
 
@@ -173,6 +215,11 @@ class Fault:
     site: Site
     corruption: Corruption
     trigger: Trigger = ALWAYS
+
+    @property
+    def first(self) -> int:
+        """The first pass in which the fault is present: a word of the cache can't be wrong before it is written."""
+        return max(self.trigger.first, self.site.entry.number if isinstance(self.site, CachedSite) else PREFILL)
 
     def __str__(self) -> str:
         return f"{self.site} {self.corruption} {self.trigger}"

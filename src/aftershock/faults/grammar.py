@@ -8,7 +8,9 @@ from aftershock.faults.fault import (
     ALWAYS,
     ActivationSite,
     Add,
+    CachedSite,
     Corruption,
+    Entry,
     Fault,
     Flip,
     Replace,
@@ -20,15 +22,19 @@ from aftershock.faults.fault import (
 from aftershock.models import FIRST_TOKEN, PREFILL, decode
 
 _LINE = re.compile(
-    r"(?P<kind>weight|activation) (?P<name>[^\s\[\]]+)\[(?P<index>\d+(?:,\d+)*)\] "
+    r"(?P<kind>weight|activation|key|value) (?P<name>[^\s\[\]]+)\[(?P<index>\d+(?:,\d+)*)\] "
+    r"(?:of (?P<entry>\S+) )?"
     r"(?P<corruption>flip|stuck-at-0|stuck-at-1|replace|add) (?P<amount>\S+)(?: (?P<trigger>\S.*))?"
 )
 _PASS = r"(prefill|first_token|decode:\d+)"
+_TOKEN = r"prefill:(\d+|\d*\.\d+(?:e-?\d+)?|\d+e-\d+)"
 _JOIN = " & "
 
 GRAMMAR = """\
 FAULT      = SITE CORRUPTION [TRIGGER]
 SITE       = "weight" PARAMETER "[" i,j,... "]"  |  "activation" MODULE "[" channel "]"
+           | ("key" | "value") ATTENTION "[" head,channel "] of" ENTRY
+ENTRY      = "prefill:" TOKEN | "first_token" | "decode:" n   (the token whose key or value it is)
 CORRUPTION = "flip" BITS | "stuck-at-0" BITS | "stuck-at-1" BITS | "replace" NUMBER | "add" NUMBER
 BITS       = b,b,...   (0 is the least significant)
 TRIGGER    = "always" | "at" PASS | "at prefill:" TOKEN | "during" STAGE | "from" PASS ["to" PASS]
@@ -47,15 +53,27 @@ def parse_fault(text: str) -> Fault:
             "'weight model.norm.weight[3] flip 14 always'"
         )
     index = tuple(map(int, match["index"].split(",")))
-    site: Site
-    if match["kind"] == "weight":
-        site = WeightSite(match["name"], index)
-    elif len(index) == 1:
-        site = ActivationSite(match["name"], index[0])
-    else:
-        raise InputError(f"fault {text.strip()!r}: an activation has one index, its channel")
+    site = _site(match, index, text)
     trigger = ALWAYS if match["trigger"] is None else parse_trigger(match["trigger"])
     return Fault(site, _corruption(match["corruption"], match["amount"], text), trigger)
+
+
+def _site(match: re.Match[str], index: tuple[int, ...], text: str) -> Site:
+    kind, name, entry = match["kind"], match["name"], match["entry"]
+    if kind in ("key", "value"):
+        if len(index) != 2 or entry is None:
+            raise InputError(
+                f"fault {text.strip()!r}: a {kind} has two indices, its head and its channel, and a token: write "
+                f"'{kind} {name}[0,3] of prefill:0.5'"
+            )
+        return CachedSite("key" if kind == "key" else "value", name, *index, _entry(entry))
+    if entry is not None:
+        raise InputError(f"fault {text.strip()!r}: 'of {entry}' names a token of the cache: use it with key and value")
+    if kind == "weight":
+        return WeightSite(name, index)
+    if len(index) > 1:
+        raise InputError(f"fault {text.strip()!r}: an activation has one index, its channel")
+    return ActivationSite(name, index[0])
 
 
 def _corruption(name: str, amount: str, text: str) -> Corruption:
@@ -81,9 +99,8 @@ def parse_trigger(text: str) -> Trigger:
             "first_token": Trigger(FIRST_TOKEN, decode(1)),
             "decode": Trigger(decode(1)),
         }[match[1]]
-    if match := re.fullmatch(r"at prefill:(\d+|\d*\.\d+(?:e-?\d+)?|\d+e-\d+)", text):
-        token = int(match[1]) if match[1].isdigit() else float(match[1])
-        return Trigger(PREFILL, FIRST_TOKEN, token)
+    if match := re.fullmatch(f"at {_TOKEN}", text):
+        return Trigger(PREFILL, FIRST_TOKEN, _token(match[1]))
     if match := re.fullmatch(f"at {_PASS}", text):
         first = _pass(match[1])
         return Trigger(first, first + 1)
@@ -95,6 +112,18 @@ def parse_trigger(text: str) -> Trigger:
         f"trigger {text!r} can't be read: write 'always', 'at first_token', 'at decode:3', 'at prefill:0.5', "
         "'during decode', 'from decode:3' or 'from prefill to decode:3' (the end comes after the beginning)"
     )
+
+
+def _entry(text: str) -> Entry:
+    if match := re.fullmatch(_TOKEN, text):
+        return Entry(PREFILL, _token(match[1]))
+    if not re.fullmatch(_PASS, text) or text == "prefill":
+        raise InputError(f"token {text!r} can't be read: write 'of prefill:0.5', 'of first_token' or 'of decode:3'")
+    return Entry(_pass(text))
+
+
+def _token(text: str) -> int | float:
+    return int(text) if text.isdigit() else float(text)
 
 
 def _pass(name: str) -> int:

@@ -6,8 +6,8 @@ from difflib import get_close_matches
 import numpy as np
 
 from aftershock.errors import InputError
-from aftershock.faults.fault import ActivationSite, Fault, Flip, StuckAt, WeightSite
-from aftershock.models import FIRST_TOKEN, PREFILL, ComponentMap, OutputSite, ParameterSite, stage_of
+from aftershock.faults.fault import ActivationSite, CachedSite, Fault, Flip, StuckAt, WeightSite
+from aftershock.models import FIRST_TOKEN, PREFILL, CacheSite, ComponentMap, OutputSite, ParameterSite, stage_of
 from aftershock.numerics import NumberFormat
 
 SEVERAL = "several"
@@ -17,7 +17,7 @@ SEVERAL = "several"
 class Labels:
     """What a fault is, in the words reports group by; `several` (or None) where a set disagrees.
 
-    `stage` is the stage of a transient fault, else `persistent`.
+    `stage` is the stage of a transient fault, of the token for a word of the cache, else `persistent`.
     """
 
     site: str
@@ -61,6 +61,31 @@ def output_site(fault: Fault, components: ComponentMap) -> OutputSite:
     return next(part for part in candidates if part.rows.contains(np.array(site.channel)))
 
 
+def cache_site(fault: Fault, components: ComponentMap) -> CacheSite:
+    """The cached keys or values that a fault lies in. Raises InputError when the model keeps no such word."""
+    site = fault.site
+    assert isinstance(site, CachedSite)
+    found = {part.module: part for part in components.cached if part.part == site.part}
+    if site.module not in found:
+        raise InputError(
+            f"fault '{fault}': {components.architecture} has no attention {site.module}"
+            + _suggestion(site.module, list(found))
+        )
+    part = found[site.module]
+    if not (0 <= site.head < part.heads and 0 <= site.channel < part.channels):
+        raise InputError(
+            f"fault '{fault}': {site.module} keeps {part.heads} heads of {part.channels} channels, numbered from 0"
+        )
+    return part
+
+
+def site_of(fault: Fault, components: ComponentMap) -> ParameterSite | OutputSite | CacheSite:
+    """The part of the model that a fault lies in. Raises InputError when the model has no such place."""
+    if isinstance(fault.site, WeightSite):
+        return parameter_site(fault, components)
+    return cache_site(fault, components) if isinstance(fault.site, CachedSite) else output_site(fault, components)
+
+
 def _suggestion(name: str, known: list[str]) -> str:
     close = get_close_matches(name, known, n=1)
     return f": did you mean {close[0]}?" if close else ": see the list in docs/models.md"
@@ -72,6 +97,12 @@ def check(fault: Fault, components: ComponentMap, number_format: NumberFormat) -
         parameter_site(fault, components)
         if fault.trigger.token is not None:
             raise InputError(f"fault '{fault}': a weight has no token: write 'at prefill'")
+    elif isinstance(fault.site, CachedSite):
+        cache_site(fault, components)
+        if fault.trigger.token is not None:
+            raise InputError(f"fault '{fault}': the token of a key or value comes after 'of': write 'at prefill'")
+        if fault.trigger.end is not None and fault.trigger.end <= fault.first:
+            raise InputError(f"fault '{fault}' is over before the token is there: give it a later end")
     else:
         output = output_site(fault, components)
         if not fault.trigger.transient:
@@ -105,27 +136,49 @@ def labels(faults: tuple[Fault, ...], components: ComponentMap, number_format: N
 
 
 def _labels(fault: Fault, components: ComponentMap, number_format: NumberFormat) -> Labels:
-    weight = isinstance(fault.site, WeightSite)
-    part = parameter_site(fault, components) if weight else output_site(fault, components)
+    part = site_of(fault, components)
     bits = fault.corruption.bits if isinstance(fault.corruption, Flip | StuckAt) else ()
     classes = {number_format.bit_class(bit) for bit in bits}
     return Labels(
-        site="weight" if weight else "activation",
+        site=site_kind(fault),
         component=part.component,
         layer=part.layer,
         bits=bits,
         bit_class=classes.pop() if len(classes) == 1 else (SEVERAL if bits else "value"),
-        stage=stage_of(fault.trigger.first) if fault.trigger.transient else "persistent",
+        stage=_stage(fault),
     )
+
+
+def _stage(fault: Fault) -> str:
+    if isinstance(fault.site, CachedSite):
+        return stage_of(fault.site.entry.number)
+    return stage_of(fault.trigger.first) if fault.trigger.transient else "persistent"
+
+
+def site_kind(fault: Fault) -> str:
+    """`weight`, `activation`, `key` or `value`."""
+    if isinstance(fault.site, CachedSite):
+        return fault.site.part
+    return "weight" if isinstance(fault.site, WeightSite) else "activation"
 
 
 def splits(faults: tuple[Fault, ...]) -> frozenset[int]:
     """Pass numbers before which a run under these faults is cut.
 
-    Weight faults that begin or end between two passes need the cut; an activation is reached by its token
+    Weight faults that begin or end between two passes need the cut, and so do words of the cache that are wrong from
+    later on than they are written; an activation, and a word that is wrong from the start, is reached by its token
     wherever the cuts lie, and `first_token` needs none of the one pass that prefill shares with it.
     """
-    return frozenset().union(*(fault.trigger.boundaries for fault in faults if isinstance(fault.site, WeightSite)))
+    return frozenset().union(*map(_splits, faults))
+
+
+def _splits(fault: Fault) -> frozenset[int]:
+    if isinstance(fault.site, WeightSite):
+        return fault.trigger.boundaries
+    if isinstance(fault.site, ActivationSite):
+        return frozenset()
+    late = fault.first > fault.site.entry.number
+    return fault.trigger.boundaries if late else fault.trigger.boundaries - {fault.trigger.first}
 
 
 def column(trigger_first: int, token: int | float | None, context_length: int) -> int:

@@ -4,9 +4,12 @@ import numpy as np
 
 from aftershock.errors import InputError
 from aftershock.faults.fault import (
+    ALWAYS,
     ActivationSite,
     Add,
+    CachedSite,
     Corruption,
+    Entry,
     Fault,
     Flip,
     Replace,
@@ -17,7 +20,7 @@ from aftershock.faults.fault import (
 )
 from aftershock.faults.grammar import parse_trigger
 from aftershock.faults.selection import TRANSIENT, Population, Selection, SiteKind, StageName
-from aftershock.models import FIRST_TOKEN, PREFILL, OutputSite, ParameterSite, decode
+from aftershock.models import FIRST_TOKEN, PREFILL, CachePart, CacheSite, OutputSite, ParameterSite, decode
 from aftershock.numerics import NumberFormat, generator
 
 
@@ -46,6 +49,8 @@ def sample_faults(
             Fault(site, _corruption(selection, number_format, random), trigger)
             for site in _weight_sites(population.parameters, *elements)
         )
+    if kind != "activation":
+        return _in_cache(kind, selection, population, number_format, decode_passes, random)
     # The head's output exists for answer tokens only.
     beside_head = tuple(o for o in population.outputs if o.component != "lm_head")
     stages = tuple(stage for stage in selection.stages if stage != "prefill" or beside_head)
@@ -64,13 +69,37 @@ def sample_faults(
     )
 
 
-def _size(site: ParameterSite | OutputSite) -> int:
+def _in_cache(
+    part: CachePart,
+    selection: Selection,
+    population: Population,
+    number_format: NumberFormat,
+    decode_passes: int,
+    random: np.random.Generator,
+) -> tuple[Fault, ...]:
+    """Faults in keys, or in values, of tokens that are drawn as those of activation faults are."""
+    stage = _stage(selection.stages, selection, decode_passes, random)
+    cached = tuple(site for site in population.cached if site.part == part)
+    faults = []
+    for number, position in zip(*_draw_elements(selection, cached, selection.count, random), strict=True):
+        head, channel = divmod(int(position), cached[number].channels)
+        entry = Entry(_pass(stage, selection, decode_passes, random), _token(stage, selection, random))
+        trigger = ALWAYS
+        if selection.cache_trigger == TRANSIENT:
+            first = int(random.integers(entry.number, decode(decode_passes) + 1))
+            trigger = Trigger(first, first + 1)
+        site = CachedSite(part, cached[number].module, head, channel, entry)
+        faults.append(Fault(site, _corruption(selection, number_format, random), trigger))
+    return tuple(faults)
+
+
+def _size(site: ParameterSite | OutputSite | CacheSite) -> int:
     return site.numel if isinstance(site, ParameterSite) else site.features
 
 
 def _draw_elements(
     selection: Selection,
-    sites: tuple[ParameterSite, ...] | tuple[OutputSite, ...],
+    sites: tuple[ParameterSite, ...] | tuple[OutputSite, ...] | tuple[CacheSite, ...],
     count: int,
     random: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -220,6 +249,9 @@ def _weight_trigger(selection: Selection, decode_passes: int, random: np.random.
 
 def _activation_trigger(stage: str, selection: Selection, decode_passes: int, random: np.random.Generator) -> Trigger:
     first = _pass(stage, selection, decode_passes, random)
+    return Trigger(first, first + 1, _token(stage, selection, random))
+
+
+def _token(stage: str, selection: Selection, random: np.random.Generator) -> float | None:
     low, high = selection.tokens
-    token = low + (high - low) * float(random.random()) if stage == "prefill" else None
-    return Trigger(first, first + 1, token)
+    return low + (high - low) * float(random.random()) if stage == "prefill" else None

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from aftershock.errors import InputError
 from aftershock.faults.grammar import parse_trigger
-from aftershock.models import COMPONENTS, ComponentMap, OutputSite, ParameterSite
+from aftershock.models import COMPONENTS, CacheSite, ComponentMap, OutputSite, ParameterSite
 from aftershock.numerics import BIT_CLASSES, BitClass, NumberFormat
 
-SiteKind = Literal["weight", "activation"]
+SiteKind = Literal["weight", "activation", "key", "value"]
 StageName = Literal["prefill", "first_token", "decode"]
 CorruptionName = Literal["flip", "stuck-at-0", "stuck-at-1", "replace", "add"]
 Draw = Literal["uniform", "by_component", "by_tensor"]
@@ -37,8 +37,12 @@ class Selection(BaseModel):
                  and add) on its own
     weight_trigger  when weight faults are present, in the fault grammar (`always`, `from decode:3`, ...), or
                  `transient`: one pass drawn from `stages`
-    stages       stages that transient faults are drawn from, with equal probability
-    tokens       prefill tokens that activation faults may strike, as shares [from, to) of the prompt
+    cache_trigger  when a key or value is wrong: `always`, from its writing on, or `transient`: in one read of it, in a
+                 pass drawn from its own to the last
+    stages       stages that transient faults are drawn from, and the tokens whose keys and values are struck, with
+                 equal probability
+    tokens       prefill tokens that faults in activations, keys and values may strike, as shares [from, to) of the
+                 prompt
     decode_steps decode steps [from, to] that faults are drawn from
     """
 
@@ -58,6 +62,7 @@ class Selection(BaseModel):
     count: int = Field(1, ge=1)
     rate: float | None = Field(None, gt=0, lt=1)
     weight_trigger: str = "always"
+    cache_trigger: Literal["always", "transient"] = "always"
     stages: tuple[StageName, ...] = Field(("prefill", "first_token", "decode"), min_length=1)
     tokens: tuple[float, float] = (0.0, 1.0)
     decode_steps: tuple[int, int] | None = None
@@ -83,7 +88,7 @@ class Selection(BaseModel):
         if takes_value and (self.bits or self.bit_classes or self.bits_per_word > 1):
             raise ValueError(f"corruption {self.corruption} changes the whole value: leave the bits out")
         if self.rate is not None:
-            if "activation" in self.sites:
+            if set(self.sites) != {"weight"}:
                 raise ValueError('a rate draws from stored weights: set sites = ["weight"], or use count')
             if self.draw != "uniform" or self.count != 1 or self.bits_per_word != 1:
                 raise ValueError('a rate needs draw = "uniform" and replaces count and bits_per_word')
@@ -107,10 +112,11 @@ class Selection(BaseModel):
 
 @dataclass(frozen=True)
 class Population:
-    """The parameter shares and output shares that a selection leaves, in the map's order."""
+    """The parameter shares, output shares and cached keys and values that a selection leaves, in the map's order."""
 
     parameters: tuple[ParameterSite, ...]
     outputs: tuple[OutputSite, ...]
+    cached: tuple[CacheSite, ...]
 
 
 def select(selection: Selection, components: ComponentMap) -> Population:
@@ -127,7 +133,13 @@ def select(selection: Selection, components: ComponentMap) -> Population:
 
     parameters = tuple(p for p in components.parameters if wanted(p.name, p.component, p.layer))
     outputs = tuple(o for o in components.outputs if wanted(o.module, o.component, o.layer))
-    left = {"weight": parameters, "activation": outputs}
+    cached = tuple(c for c in components.cached if wanted(c.module, c.component, c.layer))
+    left = {
+        "weight": parameters,
+        "activation": outputs,
+        "key": tuple(c for c in cached if c.part == "key"),
+        "value": tuple(c for c in cached if c.part == "value"),
+    }
     for kind in selection.sites:
         if not left[kind]:
             raise InputError(
@@ -138,6 +150,7 @@ def select(selection: Selection, components: ComponentMap) -> Population:
     return Population(
         parameters if "weight" in selection.sites else (),
         outputs if "activation" in selection.sites else (),
+        tuple(c for c in cached if c.part in selection.sites),
     )
 
 

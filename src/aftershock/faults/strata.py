@@ -16,7 +16,7 @@ from aftershock.faults.fault import Fault
 from aftershock.faults.grammar import parse_trigger
 from aftershock.faults.sample import sample_faults
 from aftershock.faults.selection import TRANSIENT, Population, Selection, SiteKind, StageName
-from aftershock.models import OutputSite, ParameterSite, stage_of
+from aftershock.models import CacheSite, OutputSite, ParameterSite, stage_of
 from aftershock.numerics import NumberFormat, generator
 
 StratumKey = Literal["site", "component", "bit_class", "bit", "stage"]
@@ -108,8 +108,10 @@ def _cells(
     for kind in selection.sites:
         stages = _stages(kind, selection, population)
         for stage, stage_chance in _stage_chances(kind, selection, stages, decode_chance):
-            sites: tuple[ParameterSite | OutputSite, ...] = population.parameters
-            if kind == "activation":
+            sites: tuple[ParameterSite | OutputSite | CacheSite, ...] = population.parameters
+            if kind in ("key", "value"):
+                sites = tuple(site for site in population.cached if site.part == kind)
+            elif kind == "activation":
                 # The head's output exists for answer tokens only.
                 sites = tuple(o for o in population.outputs if stage != "prefill" or o.component != "lm_head")
             for component, chance in _component_chances(selection, sites):
@@ -126,6 +128,7 @@ def _cells(
                         Population(
                             tuple(site for site in own if isinstance(site, ParameterSite)),
                             tuple(site for site in own if isinstance(site, OutputSite)),
+                            tuple(site for site in own if isinstance(site, CacheSite)),
                         ),
                         stages,
                         stage_chance * chance * bit_chance / len(selection.sites),
@@ -155,6 +158,8 @@ def _stages(kind: SiteKind, selection: Selection, population: Population) -> tup
     """The stages that faults of this kind are drawn from; none for weight faults that persist."""
     if kind == "weight":
         return selection.stages if selection.weight_trigger == TRANSIENT else ()
+    if kind != "activation":
+        return selection.stages
     beside_head = any(output.component != "lm_head" for output in population.outputs)
     return tuple(stage for stage in selection.stages if stage != "prefill" or beside_head)
 
@@ -177,7 +182,7 @@ def _stage_chances(
 
 
 def _component_chances(
-    selection: Selection, sites: tuple[ParameterSite | OutputSite, ...]
+    selection: Selection, sites: tuple[ParameterSite | OutputSite | CacheSite, ...]
 ) -> Iterator[tuple[str, float]]:
     """The chance of each component, as the selection draws a site and a value in it."""
     sizes: dict[str, int] = {}

@@ -1,7 +1,8 @@
 """Arm faults on a live model, prove that they fired exactly as named, and undo them.
 
 Weights are written in place through an integer view and written back word by word. An activation is written
-by one hook on the module it belongs to, in the pass it names. Nothing is copied but the words struck.
+by one hook on the module it belongs to, in the pass it names, a word of the key-value cache by one on the attention
+that keeps it. Nothing is copied but the words struck.
 """
 
 from bisect import bisect_left
@@ -24,30 +25,12 @@ from aftershock.faults import (
     column,
     output_site,
 )
-from aftershock.inject.corrupt import corrupt
+from aftershock.inject.cached import CachedFaults
+from aftershock.inject.struck import Struck, strike
 from aftershock.models import LoadedModel, OutputSite, Pass, output_tensor, reroute
-from aftershock.numerics import NumberFormat, format_of, words
+from aftershock.numerics import words
 
 _EVERY_ROW = range(2**62)
-
-
-@dataclass(frozen=True)
-class Struck:
-    """One word that a fault wrote: its fault's number, its place, and its bits (unsigned) and value before
-    and after.
-
-    `row` is the row of the block for an activation, None for a weight. `index` is the element of the stored
-    tensor, or (token counted from the row's first, channel).
-    """
-
-    fault: int
-    tensor: str
-    index: tuple[int, ...]
-    row: int | None
-    old_bits: int
-    new_bits: int
-    old_value: float
-    new_value: float
 
 
 @dataclass(frozen=True)
@@ -87,8 +70,8 @@ class Injection:
     `begin_pass` and work under any code that runs the model. On exit every word is written back and compared.
     `struck` then tells what was hit.
 
-    `rows[n]` are the rows that activation fault n strikes, and those that weight fault n counts as reached (it acts on
-    all); every row where none are given.
+    `rows[n]` are the rows that fault n strikes in an activation or in the cache, and those that it counts as reached in
+    a weight (it acts on all); every row where none are given.
 
     Raises InputError on construction when the model has no such place. Raises ContractError when a fault that was
     due did not fire, when a fault that waits for a pass was told of none, and when an undo was not exact.
@@ -112,21 +95,23 @@ class Injection:
         self._pass: Pass | None = None
         self._struck: list[Struck] = []
         self._reached: set[int] = set()
+        self._cached = CachedFaults(model, self._faults, self._rows)
 
     @property
     def struck(self) -> tuple[Struck, ...]:
-        """Every word written so far, in the order of writing."""
-        return tuple(self._struck)
+        """Every word written so far, those in the cache last, each in the order of writing."""
+        return (*self._struck, *self._cached.struck)
 
     @property
     def reached_rows(self) -> frozenset[int]:
         """Rows that took part in a pass with some fault present."""
-        return frozenset(self._reached)
+        return frozenset(self._reached | self._cached.reached)
 
     def __enter__(self) -> "Injection":
         try:
             for name, module in self._modules.items():
                 self._hooks.append(module.register_forward_hook(self._hook(name)))
+            self._hooks.extend(self._cached.register())
             self._arm_weights(lambda trigger: trigger == ALWAYS)
         except BaseException:
             self._disarm()
@@ -158,6 +143,7 @@ class Injection:
             due = self._due_rows(number, call)
             if due.rows:
                 self._due.setdefault(output.module, []).append(due)
+        self._cached.begin_pass(call)
 
     def _due_rows(self, number: int, call: Pass) -> _Due:
         trigger, block, own = self._faults[number].trigger, call.block, self._rows[number]
@@ -182,12 +168,10 @@ class Injection:
         for group in self._groups:
             if id(group) in present or not begins(group.trigger):
                 continue
-            stored, number_format = words(group.tensor), format_of(group.tensor.dtype)
-            old = stored[group.index]
-            new = corrupt(old, [self._faults[number].corruption for number in group.faults], number_format)
-            self._armed.append(_Armed(group, old))
-            stored[group.index] = new
-            changes = self._changes(group.faults, stored[group.index], old, new, number_format)
+            stored = words(group.tensor)
+            # Known before anything is written, so that it can be taken back whatever happens.
+            self._armed.append(_Armed(group, stored[group.index]))
+            _, changes = strike(group.tensor, group.index, [self._faults[number] for number in group.faults])
             for number, change in zip(group.faults, changes, strict=True):
                 site = self._faults[number].site
                 assert isinstance(site, WeightSite)
@@ -209,10 +193,11 @@ class Injection:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        self._cached.put_back()
         self._take_back(lambda armed: True)
 
     def _require_fired(self) -> None:
-        missed = [due.fault for module in self._due.values() for due in module]
+        missed = [due.fault for module in self._due.values() for due in module] + self._cached.missed()
         self._due.clear()
         if missed:
             raise ContractError(f"'{self._faults[missed[0]]}' was due in a forward call that never ran its module")
@@ -223,7 +208,7 @@ class Injection:
             raise ContractError(f"'{waiting[0]}' waits for a pass, and none was announced with begin_pass")
 
     def _hook(self, name: str) -> Callable[[torch.nn.Module, Any, Any], Any]:
-        def strike(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
+        def struck(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
             due_now = self._due.pop(name, ())
             for due in due_now:
                 self._strike(due, output_tensor(output))
@@ -232,7 +217,7 @@ class Injection:
                 return reroute(module, inputs[0], output_tensor(output))
             return None
 
-        return strike
+        return struck
 
     def _strike(self, due: _Due, output: torch.Tensor) -> None:
         fault, site, call = self._faults[due.fault], self._outputs[due.fault], self._pass
@@ -244,35 +229,12 @@ class Injection:
         if min(times) < 0:
             raise ContractError(f"'{fault}' names a token whose output its pass does not compute")
         index = _element(site, output, due.places, times, fault.site.channel, call.stop - begin)
-        stored, number_format = words(output), format_of(output.dtype)
-        old = stored[index]
-        new = corrupt(old, [fault.corruption] * len(due.rows), number_format)
-        stored[index] = new
+        _, changes = strike(output, index, [fault] * len(due.rows))
         self._reached.update(due.rows)
-        changes = self._changes((due.fault,), stored[index], old, new, number_format)
         for row, at, change in zip(due.rows, due.columns, changes, strict=True):
             token = at - (call.block.context_width - call.block.context_lengths[row])
             place = (token, fault.site.channel)
             self._struck.append(Struck(due.fault, fault.site.module, place, row, *change))
-
-    def _changes(
-        self,
-        faults: tuple[int, ...],
-        found: torch.Tensor,
-        old: torch.Tensor,
-        new: torch.Tensor,
-        number_format: NumberFormat,
-    ) -> list[tuple[int, int, float, float]]:
-        """(old bits, new bits, old value, new value) of words just written by `faults`. Raises ContractError
-        when what is found there is not what was written."""
-        if not torch.equal(found, new):
-            raise ContractError(f"'{self._faults[faults[0]]}' was armed but its word did not change")
-        mask = (1 << number_format.bits) - 1
-        old_bits, new_bits = ([word & mask for word in changed.tolist()] for changed in (old, new))
-        old_values, new_values = (
-            changed.view(number_format.dtype).to(torch.float64).tolist() for changed in (old, new)
-        )
-        return list(zip(old_bits, new_bits, old_values, new_values, strict=True))
 
 
 def _element(

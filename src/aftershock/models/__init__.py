@@ -2,7 +2,7 @@
 
 from aftershock.models.blocks import BeforePass, Block, Pass, align, cut
 from aftershock.models.columns import ColumnCache, States
-from aftershock.models.components import COMPONENTS, ComponentMap, OutputSite, ParameterSite, Rows
+from aftershock.models.components import COMPONENTS, CachePart, CacheSite, ComponentMap, OutputSite, ParameterSite, Rows
 from aftershock.models.demo import DemoModel, demo_models, pull
 from aftershock.models.devices import devices_of
 from aftershock.models.hashing import model_hash
@@ -30,6 +30,8 @@ __all__ = [
     "PREFILL",
     "BeforePass",
     "Block",
+    "CachePart",
+    "CacheSite",
     "Choices",
     "ColumnCache",
     "ComponentMap",

@@ -132,6 +132,10 @@ class ColumnCache(Cache):
             return keys, values
         return own[0][rows, :, begin:stop], own[1][rows, :, begin:stop]
 
+    def stored(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a layer, shape (rows, heads, columns, channels), from the buffers' first column on."""
+        return self._views[layer]
+
     @torch.inference_mode()
     def put(self, states: States, rows: int, first: int, start: int, stop: int) -> None:
         """Write columns [start, stop) of the layers from `first` on; `rows`, a multiple of the states' own, hold them

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import prod
+from typing import Literal
 
 import numpy as np
 
@@ -11,6 +12,7 @@ COMPONENTS: tuple[str, ...] = (
     "q",
     "k",
     "v",
+    "kv",
     "o",
     "qk_norm",
     "gate",
@@ -97,11 +99,35 @@ class OutputSite:
     layout: str
 
 
+CachePart = Literal["key", "value"]
+
+
+@dataclass(frozen=True)
+class CacheSite:
+    """The keys or values that one layer keeps of every token for its attention: `heads` x `channels` each.
+
+    `module` is the attention that writes and reads them.
+    """
+
+    module: str
+    part: CachePart
+    layer: int
+    heads: int
+    channels: int
+    component: str = "kv"
+
+    @property
+    def features(self) -> int:
+        """Number of words kept of a token."""
+        return self.heads * self.channels
+
+
 @dataclass(frozen=True)
 class ComponentMap:
-    """Every parameter and every mapped output of one model."""
+    """Every parameter, every mapped output and everything kept in the key-value cache of one model."""
 
     architecture: str
     layers: int
     parameters: tuple[ParameterSite, ...]
     outputs: tuple[OutputSite, ...]
+    cached: tuple[CacheSite, ...]

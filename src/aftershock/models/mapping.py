@@ -11,13 +11,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from aftershock.errors import InputError
-from aftershock.models.components import COMPONENTS, ComponentMap, OutputSite, ParameterSite, Rows
+from aftershock.models.components import COMPONENTS, CachePart, CacheSite, ComponentMap, OutputSite, ParameterSite, Rows
 
 ARCHITECTURES: tuple[str, ...] = (
     "GPT2LMHeadModel",
@@ -101,11 +101,16 @@ _PATTERNS: tuple[_Pattern, ...] = (
 )
 
 
+_ATTENTION = r"(?:layers|h)\.\d+\.(?:self_attn|attn|attention)"
+"""Paths of the modules that write and read the key-value cache."""
+
+
 def component_map(module: torch.nn.Module) -> ComponentMap:
     """Map a decoder language model of transformers, in evaluation mode, to components.
 
     Parameters come in the order of `named_parameters`, outputs in the order in which one pass makes them
-    (a forward pass over 2 x 3 tokens shows their layouts; its hooks are gone afterwards). A tensor that
+    (a forward pass over 2 x 3 tokens shows their layouts; its hooks are gone afterwards), what the cache keeps layer by
+    layer. A tensor that
     serves as embedding and as lm_head is one parameter site, `embedding+lm_head`, and two output sites.
     An output site of a module that returns a tuple (routers: their logits come first) refers to the first
     element.
@@ -122,7 +127,13 @@ def component_map(module: torch.nn.Module) -> ComponentMap:
             f"({f'no component for {shown}' if unmapped else 'the class is not known'}): "
             f"choose a model of {', '.join(ARCHITECTURES)}, or add the family as docs/models.md tells"
         )
-    return ComponentMap(architecture, config.num_hidden_layers, tuple(parameters), tuple(_output_sites(module, config)))
+    return ComponentMap(
+        architecture,
+        config.num_hidden_layers,
+        tuple(parameters),
+        tuple(_output_sites(module, config)),
+        tuple(_cache_sites(module)),
+    )
 
 
 def output_tensor(output: Any) -> torch.Tensor:
@@ -181,6 +192,20 @@ def _output_sites(module: torch.nn.Module, config: Any) -> Iterator[OutputSite]:
         for component, rows in pattern.shares(config, channels):
             features = channels // rows.period * rows.length
             yield OutputSite(path, component, _layer_of(path), features, channels, rows, layout)
+
+
+def _cache_sites(module: torch.nn.Module) -> Iterator[CacheSite]:
+    """What a pass over one token leaves in the cache, layer by layer."""
+    ids = torch.zeros((1, 1), dtype=torch.long, device=next(module.parameters()).device)
+    with torch.inference_mode():
+        output: Any = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
+    attention = {
+        _layer_of(path): path for path, _ in module.named_modules() if re.fullmatch(rf"(?:.*\.)?(?:{_ATTENTION})", path)
+    }
+    for layer, kept in enumerate(output.past_key_values.layers):
+        for part in get_args(CachePart):
+            states = kept.keys if part == "key" else kept.values
+            yield CacheSite(attention[layer], part, layer, states.shape[1], states.shape[3])
 
 
 def _output_shapes(module: torch.nn.Module, batch: int, tokens: int) -> dict[str, tuple[int, ...]]:

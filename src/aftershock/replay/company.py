@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
-from aftershock.faults import ALWAYS, Fault, WeightSite
+from aftershock.faults import ALWAYS, Fault, WeightSite, splits
 from aftershock.inject import Struck, changes_one_channel
 from aftershock.models import LoadedModel
 from aftershock.replay.executor import Job
@@ -16,7 +16,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Member:
-    """A trial and the rows that are its own; its weight faults and activation faults by their number in the set."""
+    """A trial and the rows that are its own; by their number in the set its faults in weights and (`activations`) those
+    in what a run makes."""
 
     job: Job
     rows: range
@@ -53,9 +54,11 @@ def weights_by_row(own: Sequence[Member], called: Sequence[int]) -> dict[tuple[i
 
 
 def sociable(model: LoadedModel, job: Job) -> bool:
-    """Whether a job can share a run: it has faults, and those in weights are there all the time, in one channel."""
+    """Whether a job can share a run: it has faults, none needs a cut, and those in weights are there all the time, in
+    one channel."""
     weights = [fault for fault in job.faults if isinstance(fault.site, WeightSite)]
-    return bool(job.faults) and all(fault.trigger == ALWAYS and changes_one_channel(model, fault) for fault in weights)
+    always = all(fault.trigger == ALWAYS and changes_one_channel(model, fault) for fault in weights)
+    return bool(job.faults) and not splits(job.faults) and always
 
 
 def renumbered(struck: Iterable[Struck], numbers: Sequence[int]) -> tuple[Struck, ...]:

@@ -1,12 +1,13 @@
 """Trials after their teacher-forced run: how far it tells their answers, and what is still to be written."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from aftershock.faults import ALWAYS, Fault, WeightSite
 from aftershock.inject import Struck
-from aftershock.models import LoadedModel, Prefix, decode, end_tokens, has_ended
+from aftershock.models import FIRST_TOKEN, LoadedModel, Prefix, decode, end_tokens, has_ended
 from aftershock.replay.batches import Batch
 from aftershock.replay.executor import Distance, Job
 from aftershock.replay.golden import Forced, GoldenRun
@@ -16,11 +17,12 @@ from aftershock.replay.shapes import COLUMN_STEP
 @dataclass(frozen=True)
 class Row:
     """A generated answer as far as the teacher-forced pass tells it; it goes on from `prefix`, if there is one. From
-    token `certain` on no choice in it was too close to call."""
+    token `certain` on no choice in it was too close to call; up to token `changed` all were golden's, and finite."""
 
     tokens: tuple[int, ...]
     finite: bool
     certain: int
+    changed: int
     prefix: Prefix | None
 
 
@@ -66,18 +68,22 @@ def rows_of(model: LoadedModel, batch: Batch, golden: GoldenRun, forced: Forced,
     left = torch.where(other.any(1), other.int().argmax(1), lengths)
     known = inside & (torch.arange(inside.shape[1]) <= left[:, None])
     finite = (choices.finite | ~known).all(1).tolist()
+    struck = other | (choices.finite != golden.choices.finite)
+    changed = torch.where((struck & known).any(1), (struck & known).int().argmax(1), lengths).tolist()
     close = (choices.margins < band) & known
     certain = (close * torch.arange(1, inside.shape[1] + 1)).amax(1).tolist()
     return tuple(
-        Row(golden.answers[row][0], finite[row], certain[row], None)
+        Row(golden.answers[row][0], finite[row], certain[row], changed[row], None)
         if at == len(golden.texts[row])
-        else _left(model, batch, row, at, golden, forced, finite[row], certain[row])
+        else replace(
+            _left(model, batch, row, at, golden, forced, finite[row]), certain=certain[row], changed=changed[row]
+        )
         for row, at in enumerate(left.tolist())
     )
 
 
 def _left(
-    model: LoadedModel, batch: Batch, row: int, left: int, golden: GoldenRun, forced: Forced, finite: bool, certain: int
+    model: LoadedModel, batch: Batch, row: int, left: int, golden: GoldenRun, forced: Forced, finite: bool
 ) -> Row:
     """An answer whose token `left` is the first that is not golden's."""
     text, item, block = golden.texts[row], batch.items[row], golden.block
@@ -86,19 +92,31 @@ def _left(
     tokens = text[:left] if ended else (*text[:left], chosen)
     # After a NaN or an infinity there is nothing more to learn.
     if ended or not finite or has_ended(model, tokens, item.max_new_tokens, item.stop):
-        return Row(tokens, finite, certain, None)
+        return Row(tokens, finite, 0, left, None)
     columns = slice(block.context_width - block.context_lengths[row], block.context_width + left)
     prefix = Prefix(forced.prefix_states(row, columns), tokens, item.max_new_tokens, item.stop)
-    return Row(tokens, finite, certain, prefix)
+    return Row(tokens, finite, 0, left, prefix)
+
+
+def before_any_fault(faults: tuple[Fault, ...], rows: Sequence[Row], texts: Sequence[Sequence[int]]) -> bool:
+    """Whether an answer changed at a token that is chosen before any fault is there. A value so large that attention
+    overflows reaches the tokens before it, in the same call, through the mask."""
+    first = min((fault.first for fault in faults), default=FIRST_TOKEN)
+    changed = (row.changed for row, text in zip(rows, texts, strict=True) if row.changed < len(text))
+    return any(FIRST_TOKEN + token < first for token in changed)
 
 
 def settled(faults: tuple[Fault, ...], prefix: Prefix) -> bool:
-    """Whether nothing changes any more: each fault is over, or a weight fault that stays to the end."""
+    """Whether nothing changes any more: each fault is over, or has begun and stays to the end, in a weight or in the
+    keys and values of the prefix."""
     following = decode(len(prefix.written))
-    return all(
-        fault.trigger.end <= following if fault.trigger.end is not None else fault.trigger.first <= following
-        for fault in faults
-    )
+
+    def decided(fault: Fault) -> bool:
+        if fault.trigger.end is not None:
+            return fault.trigger.end <= following
+        return fault.first <= following if isinstance(fault.site, WeightSite) else fault.first < following
+
+    return all(map(decided, faults))
 
 
 def lasting(faults: tuple[Fault, ...]) -> tuple[Fault, ...]:

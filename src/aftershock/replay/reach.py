@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from aftershock.faults import ActivationSite, Fault, WeightSite, column, output_site, parameter_site
+from aftershock.faults import CachedSite, Fault, WeightSite, column, parameter_site, site_of
 from aftershock.models import Block, LoadedModel
 
 BEFORE_LAYERS = ("embedding", "position")
@@ -44,12 +44,12 @@ def reach_of(faults: Sequence[Fault], model: LoadedModel, block: Block) -> Reach
 
 def _layers(fault: Fault, model: LoadedModel, block: Block) -> tuple[int, int | None]:
     components = model.components
-    site = parameter_site(fault, components) if isinstance(fault.site, WeightSite) else output_site(fault, components)
+    site = site_of(fault, components)
     if site.layer is not None:
         return site.layer, site.layer
     if not site.component.startswith(BEFORE_LAYERS):
         return components.layers, None
-    if isinstance(fault.site, ActivationSite):
+    if not isinstance(fault.site, WeightSite):
         return 0, 0
     tied = "+" in site.component
     if tied and _embeds_no_token(fault.site, site.component, model, block):
@@ -76,14 +76,21 @@ def _embeds_no_token(place: WeightSite, component: str, model: LoadedModel, bloc
 
 def _columns(fault: Fault, block: Block, width: int) -> tuple[int, int]:
     """Columns [start, stop) of the block in which the fault is there; none of them for a moment that never comes."""
-    trigger = fault.trigger
-    if isinstance(fault.site, WeightSite):
-        start, stop = block.start(trigger.first), width if trigger.end is None else block.start(trigger.end)
-        return (start, min(stop, width)) if start < min(stop, width) else (width, width)
+    trigger, site = fault.trigger, fault.site
+    start, stop = block.start(fault.first), width if trigger.end is None else block.start(trigger.end)
+    span = (start, min(stop, width)) if start < min(stop, width) else (width, width)
+    if isinstance(site, WeightSite):
+        return span
+    number, token = (
+        (site.entry.number, site.entry.token) if isinstance(site, CachedSite) else (trigger.first, trigger.token)
+    )
     struck = [
-        block.context_width - length + token
+        block.context_width - length + at
         for length in set(block.context_lengths)
-        if (token := column(trigger.first, trigger.token, length)) >= 0
+        if (at := column(number, token, length)) >= 0
     ]
     inside = [place for place in struck if place < width]
-    return (min(inside), max(inside) + 1) if inside else (width, width)
+    if not inside:
+        return width, width
+    # A word of the cache is read as long as the fault lasts.
+    return (max(min(inside), span[0]), span[1]) if isinstance(site, CachedSite) else (min(inside), max(inside) + 1)

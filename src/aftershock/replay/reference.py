@@ -30,7 +30,7 @@ from aftershock.replay.executor import Distance, ItemRun, Job, ModelCrashedError
 from aftershock.replay.golden import Forced, GoldenRun, Trajectory, band_of, least_band, margins_apart
 from aftershock.replay.head import head_in_parts, head_of
 from aftershock.replay.observe import Asked, Seen, asked_of, joined, logits_of, observe
-from aftershock.replay.pending import Pending, columns_of, lasting, rows_of, settled
+from aftershock.replay.pending import Pending, before_any_fault, columns_of, lasting, rows_of, settled
 from aftershock.replay.score import score
 from aftershock.replay.shapes import Shapes, rows_mix, shapes_of
 from aftershock.tasks import Answer, Item, RowResult, judge
@@ -163,7 +163,8 @@ class ReferenceExecutor:
         # What waits must not keep golden's states.
         pending = Pending(job, replace(golden, trajectory=None, doubt=None), rows, band, forced.apart, reached, struck)
         unsettled = any(not settled(job.faults, prefix) for prefix in pending.prefixes)
-        if unsettled or (self._rows_mix and pending.prefixes) or not self._confirmed(pending):
+        too_early = before_any_fault(job.faults, rows, golden.texts)
+        if unsettled or too_early or (self._rows_mix and pending.prefixes) or not self._confirmed(pending):
             return self._decode(pending)
         return pending if pending.prefixes else self._finish(pending, Generated((), (), (), ()))
 

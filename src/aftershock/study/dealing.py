@@ -8,7 +8,7 @@ from types import MappingProxyType, TracebackType
 from typing import Protocol, cast
 
 from aftershock.errors import ContractError, InputError
-from aftershock.faults import Fault, WeightSite, output_site, parameter_site
+from aftershock.faults import Fault, WeightSite, site_of
 from aftershock.study.plan import Plan, Trial
 from aftershock.study.records import GeneratedTrial, NoiseRecord, TrialRecord
 from aftershock.study.worker import Duty, Failed, Free, Lost, Message, Result, Task
@@ -196,9 +196,6 @@ def grouped(plan: Plan, trials: Iterable[Trial]) -> dict[int, Trial]:
 
 def _place(plan: Plan, fault: Fault) -> tuple[int, str]:
     """Layer (-1 outside the layers) and name of what a fault strikes."""
-    components, site = plan.model.components, fault.site
-    if isinstance(site, WeightSite):
-        layer, name = parameter_site(fault, components).layer, site.parameter
-    else:
-        layer, name = output_site(fault, components).layer, site.module
-    return -1 if layer is None else layer, name
+    site = fault.site
+    layer = site_of(fault, plan.model.components).layer
+    return -1 if layer is None else layer, site.parameter if isinstance(site, WeightSite) else site.module

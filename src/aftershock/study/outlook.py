@@ -69,6 +69,7 @@ def outlook(plan: Plan, *, seconds: float | None = None, advice: Advice | None =
     population = {
         "weight": sum(site.numel for site in plan.population.parameters),
         "activation channel": sum(site.features for site in plan.population.outputs),
+        "cache word of a token": sum(site.features for site in plan.population.cached),
     }
     # A list tells nothing of the population that it comes from: sized as for a very large one.
     bits = sum(population.values()) * plan.model.format.bits or 2**62

@@ -232,7 +232,7 @@ def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
         model,
         task,
         make_batches(task.items, model, settings.run.batch_items, settings.run.seed),
-        Population((), ()) if settings.fault_list else select(settings.faults, model.components),
+        Population((), (), ()) if settings.fault_list else select(settings.faults, model.components),
         _environment(settings, model, threads),
     )
     if settings.run.in_rounds:
