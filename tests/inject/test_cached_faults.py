@@ -131,7 +131,7 @@ def test_a_read_that_goes_wrong_leaves_the_cache_as_it_was(family: str) -> None:
 def test_rows_that_share_a_context_share_its_wrong_words() -> None:
     model = model_of("llama")
     contexts, answers = (CONTEXTS[0],) * 3, ((20, 21), (22,), ())
-    for trigger in ("always", "from first_token", "at decode:1"):
+    for trigger in ("always", "from first_token", "at decode:1", "from prefill to decode:1"):
         faults = parse_faults(f"value {ATTENTION}[1,3] of prefill:1 replace 9.0 {trigger}")
         found = []
         for owners in ((0, 0, 0), (0, 1, 2)):

@@ -94,21 +94,31 @@ def test_a_parameter_that_changes_several_channels_is_refused() -> None:
 FAULT = "weight model.layers.0.mlp.up_proj.weight[3,4] replace 7.0"
 
 
-def test_a_module_that_writes_its_own_words_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+OTHER = FAULT.replace("[3,4]", "[3,5]")
+"""Changes the same channel: it takes a run of its own."""
+
+
+@pytest.mark.parametrize("place", [4, 5])
+def test_a_module_that_writes_its_own_words_is_refused(place: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_loaded("llama")
     layer = model.module.get_submodule("model.layers.0.mlp.up_proj")
     plain = layer.forward
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        layer.weight.data[3, 4] = 0.0
+        layer.weight.data[3, place] = 0.0
         return plain(hidden)
 
+    sets = {(0,): parse_faults(FAULT), (1,): parse_faults(OTHER)}
+    layer.weight.data[3, 4:6] = 0.0
+    together(model, sets)
     monkeypatch.setattr(layer, "forward", forward)
     with pytest.raises(ContractError, match="could not be written"):
-        together(model, {(0,): parse_faults(FAULT)})
+        together(model, sets)
 
 
-def test_a_word_that_is_not_as_it_was_afterwards_is_told_of() -> None:
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"])
+def test_a_word_that_is_not_as_it_was_afterwards_is_told_of(name: str) -> None:
     model = tiny_loaded("llama")
-    with pytest.raises(ContractError, match="could not be written"), row_faults(model, {(0,): parse_faults(FAULT)}, 4):
-        model.module.get_parameter("model.layers.0.mlp.up_proj.weight").data[3, 4] = 1.0
+    sets = {(0,): parse_faults(f"{FAULT} & {FAULT.replace('layers.0', 'layers.1')}")}
+    with pytest.raises(ContractError, match="could not be written"), row_faults(model, sets, 4):
+        model.module.get_parameter(f"{name}.weight").data[3, 4] = 1.0

@@ -25,6 +25,7 @@ from aftershock.models import (
     Prefix,
     align,
     choose,
+    columns,
     continue_greedy,
     cut,
     decode,
@@ -348,6 +349,15 @@ def test_answers_go_on_as_if_they_had_never_stopped(family: str) -> None:
     model.module.generation_config.eos_token_id = None
     whole = decoded(model, [12] * 4).tokens
     assert continue_greedy(model, prefixes_of(model, 3), 6, 20).tokens == whole
+
+
+def test_rows_are_put_together_in_parts_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_loaded("llama")
+    model.module.generation_config.eos_token_id = None
+    prefixes = [prefix for _ in range(3) for prefix in prefixes_of(model, 3)]
+    whole = continue_greedy(model, prefixes, 12, 20)
+    monkeypatch.setattr(columns, "_BYTES_AT_ONCE", 2 * prefixes[0].nbytes)
+    assert continue_greedy(model, prefixes, 12, 20) == whole
 
 
 def test_a_row_goes_on_with_the_same_bits_in_any_company() -> None:

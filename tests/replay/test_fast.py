@@ -100,6 +100,57 @@ def test_trials_that_share_a_run_are_the_reference_executors_to_the_bit(family: 
     assert model_hash(model.module) == before
 
 
+@pytest.mark.parametrize("shapes", [SHORT_CALLS, IN_COMPANY])
+def test_rows_run_where_they_have_a_token_alone(shapes: Shapes) -> None:
+    model = model_of("llama")
+    # Items of one row each, of different lengths.
+    (batch,) = batches_of(model, [cloze("a", "one two three", " four"), cloze("b", "x", " and so on and on")])
+    executor = FastExecutor(model, shapes=replace(shapes, call_tokens=shapes.copies))
+    executor.golden(batch)
+    called: list[int] = []
+    hook = model.module.get_submodule("model.layers.1").register_forward_pre_hook(
+        lambda _, inputs: called.append(len(inputs[0]))
+    )
+    try:
+        executor.trial(batch, parse_faults(f"weight {UP}[3,4] replace 40.0"))
+    finally:
+        hook.remove()
+    rows = len(batch.sequences) * shapes.copies
+    assert max(called) == rows
+    assert min(called) < rows
+
+
+def test_a_run_whose_fault_free_rows_are_not_goldens_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    batch = next(batch for batch in batches_of(model) if not batch.generates)
+    executor = FastExecutor(model, shapes=IN_COMPANY)
+    executor.golden(batch)
+    layer = model.module.get_submodule("model.layers.1")
+    hook = layer.register_forward_hook(lambda _, inputs, output: output + 0.01)
+    jobs = [Job(0, batch, parse_faults(f"weight {UP}[3,4] replace 40.0"))]
+    try:
+        with pytest.raises(ContractError, match="rows depend on each other"):
+            list(executor.trials(jobs))
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("shapes", [SHORT_CALLS, IN_COMPANY])
+def test_our_own_errors_are_not_taken_for_the_models(shapes: Shapes, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    batch = batches_of(model)[0]
+    executor = FastExecutor(model, shapes=shapes)
+    executor.golden(batch)
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no memory left for a product")
+
+    monkeypatch.setattr("aftershock.replay.fast.distances", broken)
+    monkeypatch.setattr("aftershock.replay.golden.distances", broken)
+    with pytest.raises(RuntimeError, match="no memory left"):
+        list(executor.trials([Job(0, batch, parse_faults(f"weight {UP}[3,4] replace 40.0"))]))
+
+
 def in_cache(model: LoadedModel, trigger: str) -> list[Job]:
     """Faults in keys and in values, on each batch."""
     jobs = []
@@ -144,6 +195,7 @@ LINES = [
     f"value {ATTENTION}[1,3] of first_token replace 30.0 from first_token to decode:3",
     f"key {ATTENTION}[1,3] of decode:2 replace 30.0 & activation model.layers.0[3] add 5.0 at first_token",
     f"key {ATTENTION}[1,3] of prefill:0.5 replace 30.0 & weight {UP}[3,4] replace 40.0",
+    f"activation model.layers.0[3] add 50.0 at decode:2 & value {ATTENTION}[1,3] of decode:3 replace 90.0",
     f"value {ATTENTION}[1,3] of first_token flip 1 & value {ATTENTION}[1,3] of first_token flip 2",
 ]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_tasks import generation
+from small_tasks import choice, generation
 
 from aftershock.faults import parse_faults
 from aftershock.models import LoadedModel, choose
@@ -80,6 +80,36 @@ def test_a_withheld_head_puts_its_inputs_aside() -> None:
         model.module(input_ids=torch.tensor([[5, 6, 7]]))
     with torch.inference_mode():
         assert torch.equal(head_of(model)(inputs[0]), model.module(input_ids=torch.tensor([[5, 6, 7]])).logits)
+
+
+def positions_of_the_head(model: LoadedModel, batch: Batch, line: str) -> list[int]:
+    """How many positions each call of the head takes in a trial."""
+    fast = FastExecutor(model, shapes=SHAPES)
+    fast.golden(batch)
+    seen: list[int] = []
+    hook = head_of(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:-1].numel()))
+    try:
+        fast.trial(batch, parse_faults(line))
+    finally:
+        hook.remove()
+    return seen
+
+
+def test_the_head_takes_no_padding() -> None:
+    model = model_of("llama")
+    line = "weight model.layers.1.mlp.up_proj.weight[3,4] flip 0"
+    (questions,) = make_batches(
+        [choice("a", "The sky is ", ("blue", "made of cheese")), choice("b", "Go", ("on", "off"))], model, 2, 0
+    )
+    fed = [len(answer) for _, answer in questions.sequences]
+    # All positions of a call reach a withheld head, padding too; then come those of the options' own tokens.
+    taken = positions_of_the_head(model, questions, line)
+    assert sum(taken[1::2]) == sum(1 + length for length in fed)
+    assert sum(taken[::2]) > sum(taken[1::2])
+    # And where everything is in doubt, no more than the answers' own tokens.
+    (short,) = make_batches([generation("a", "Say something", 12), generation("b", "Hi", 2)], model, 2, 0)
+    _, *own = positions_of_the_head(model, short, line.replace("flip 0", "replace 90.0"))
+    assert 0 < max(own) <= 12 + 2
 
 
 def test_models_that_cap_their_logits_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,8 @@ def row_faults(model: LoadedModel, faults: Mapping[tuple[int, ...], Sequence[Fau
     channel of a kernel of one shape depends on the others; sets that change the same channel get runs of their own.
 
     Raises InputError for faults in parameters that change more than one channel (experts), and ContractError when a
-    word could not be written or written back.
+    word could not be written or written back: written words are looked at in each module's first call, which the others
+    repeat, and all of them at the end.
     """
     placed: dict[torch.nn.Module, dict[tuple[int, ...], list[_Placed]]] = {}
     for own, those in faults.items():

@@ -119,14 +119,14 @@ class Pass:
     @cached_property
     def runner(self) -> torch.Tensor:
         """Place among `rows` of the row that runs for each row, be it itself or the owner of its context; -1 where
-        that has no token in the call. Int64, shape (rows,), on the block's device."""
+        that does not run. Int64, shape (rows,), on the block's device."""
         places = {row: place for place, row in enumerate(self.rows)}
         runners = self.block.owners if self.stop <= self.block.context_width else range(self.block.rows)
         return torch.tensor([places.get(row, -1) for row in runners], device=self.block.tokens.device)
 
     @cached_property
     def filled(self) -> torch.Tensor:
-        """The rows that have a token, of their own or of their owner's, in the call; int64, on the block's device."""
+        """The rows that run or whose owner runs; int64, on the block's device."""
         return (self.runner >= 0).nonzero()[:, 0]
 
     def takes_part(self, row: int) -> bool:

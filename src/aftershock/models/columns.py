@@ -20,8 +20,8 @@ heads, columns, channels), keys first."""
 _SPARE = 32
 """Columns written past a window before it is moved back to the buffer's start."""
 
-_ROWS_AT_ONCE = 256
-"""Rows that are put together before they are written to the buffers."""
+_BYTES_AT_ONCE = 2**28
+"""Memory of the rows that are put together before they are written to the buffers."""
 
 
 class _Layer(DynamicLayer):
@@ -55,8 +55,7 @@ class ColumnCache(Cache):
     """A key-value cache for calls that each say where they write (`seek`).
 
     A call writes its columns from `start` on and sees the `window` columns that end with its own. It has all rows, or
-    those that have a token there, some of them for others. Columns that nobody wrote are zero, so that masked ones add
-    nothing.
+    its `rows` alone, some of them for others. Columns that nobody wrote are zero, so that masked ones add nothing.
     `devices` are those of the layers.
     """
 
@@ -67,6 +66,7 @@ class ColumnCache(Cache):
         self.states: States = ()
         self._views: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._part: Pass | None = None
+        self._places: dict[torch.device, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     @classmethod
     def of_block(cls, devices: Sequence[torch.device], columns: int) -> "ColumnCache":
@@ -86,7 +86,8 @@ class ColumnCache(Cache):
             alike.setdefault(states[0].shape[3], []).append(row)
         for length, found in alike.items():
             # A large buffer takes every copy in many parts, so there had better be few of them.
-            for rows in (found[begin : begin + _ROWS_AT_ONCE] for begin in range(0, len(found), _ROWS_AT_ONCE)):
+            some = max(1, _BYTES_AT_ONCE // sum(states.nbytes for states in prefixes[found[0]]))
+            for rows in (found[begin : begin + some] for begin in range(0, len(found), some)):
                 for number, buffer in enumerate(cache.states):
                     own = torch.stack([prefixes[row][number] for row in rows], dim=2)
                     buffer[:, :, rows, :, columns - length : columns] = own
@@ -96,6 +97,7 @@ class ColumnCache(Cache):
     def seek(self, call: Pass) -> None:
         """This call comes next."""
         self.start, self._part = call.start, None if call.whole else call
+        self._places.clear()
 
     def step(self) -> None:
         """After a call of one token: the next one follows it; where the buffer ends, the window moves back first."""
@@ -124,13 +126,19 @@ class ColumnCache(Cache):
             own[0][:, :, self.start : stop] = keys
             own[1][:, :, self.start : stop] = values
             return own[0][:, :, begin:stop], own[1][:, :, begin:stop]
-        filled, rows = part.filled.to(keys.device), part.running.to(keys.device)
-        places = part.runner.to(keys.device)[filled]
+        filled, places, rows = self._rows_on(keys.device, part)
         own[0][filled, :, self.start : stop] = keys[places]
         own[1][filled, :, self.start : stop] = values[places]
         if begin == self.start:
             return keys, values
         return own[0][rows, :, begin:stop], own[1][rows, :, begin:stop]
+
+    def _rows_on(self, device: torch.device, part: Pass) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rows that a call fills, the place of the row that runs for each, and the rows that run."""
+        if device not in self._places:
+            found = part.filled, part.runner[part.filled], part.running
+            self._places[device] = (found[0].to(device), found[1].to(device), found[2].to(device))
+        return self._places[device]
 
     def stored(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a layer, shape (rows, heads, columns, channels), from the buffers' first column on."""

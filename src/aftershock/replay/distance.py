@@ -1,5 +1,6 @@
 """How far a faulty run's logits lie from golden's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ MAX_COMPARED_POSITIONS = 8
 """Logits of at most this many answer positions a row, evenly spread, are kept for RMSE and KL."""
 
 _AT_ONCE = 8
-"""Positions whose logits, of all copies of a batch, are held in fp32 at a time."""
+"""Positions whose logits, of all copies of a batch, are held in fp32 at a time: a shape, on which bits depend."""
 
 
 @dataclass(frozen=True)
@@ -34,44 +35,43 @@ class Clean:
 
 @torch.inference_mode()
 def clean(logits: torch.Tensor, items: torch.Tensor, copies: int) -> Clean:
-    """Golden's logits, shape (positions, vocabulary), and the item of each position."""
+    """Golden's logits, shape (positions, vocabulary), and the item of each position; made ready for so many copies."""
+    parts = torch.split(logits, _AT_ONCE)
     return Clean(
         logits,
-        torch.cat([part.float().softmax(-1) for part in torch.split(logits, _AT_ONCE)]),
-        _sums(logits.repeat(copies, 1, 1)),
+        torch.cat([part.float().softmax(-1) for part in parts]),
+        torch.cat([torch.stack([part.float()] * copies).logsumexp(-1) for part in parts], dim=1),
         items.cpu(),
     )
 
 
 @torch.inference_mode()
-def distances(golden: Clean, logits: torch.Tensor) -> list[tuple[Distance, ...]]:
+def distances(golden: Clean, logits: Sequence[torch.Tensor]) -> list[tuple[Distance, ...]]:
     """The distance of each item, over all of its positions, in fp32 (RMSE: fragile-parts study, section 3.3), for each
-    of `golden.copies` runs; `logits`, shape (copies, positions, vocabulary).
+    of `golden.copies` runs; `logits` of each, shape (positions, vocabulary).
 
     KL(p || q) = sum p (z_p - z_q) + log sum exp z_q - log sum exp z_p, for logits z.
     """
-    norms, inner = [], []
-    for own, chances, others in zip(
+    norms, inner, sums = [], [], []
+    for own, chances, *others in zip(
         torch.split(golden.logits, _AT_ONCE),
         torch.split(golden.chances, _AT_ONCE),
-        torch.split(logits, _AT_ONCE, dim=1),
+        *(torch.split(one, _AT_ONCE) for one in logits),
         strict=True,
     ):
-        apart = own.float() - others.float()
+        corrupt = torch.stack(others).float()
+        sums.append(corrupt.logsumexp(-1))
+        apart = own.float() - corrupt
         norms.append(torch.linalg.vector_norm(apart, dim=-1))
         inner.append(torch.einsum("pv,cpv->cp", chances, apart))
-    divergences = (torch.cat(inner, dim=1) + _sums(logits) - golden.sums).clamp(min=0)
+    # Rounding can make it a little less than nothing.
+    divergences = (torch.cat(inner, dim=1) + torch.cat(sums, dim=1) - golden.sums).clamp(min=0)
     values = torch.stack([torch.cat(norms, dim=1), divergences], dim=-1).cpu().double()
     values[..., 0].square_()
     counts = golden.items.bincount()
     totals = torch.zeros((len(values), len(counts), 2), dtype=torch.float64).index_add_(1, golden.items, values)
     means = (totals / counts[:, None]).tolist()
-    return [tuple(Distance((squares / logits.shape[-1]) ** 0.5, kl) for squares, kl in run) for run in means]
-
-
-def _sums(logits: torch.Tensor) -> torch.Tensor:
-    """Log-sum-exp in fp32; `logits`, shape (copies, positions, vocabulary)."""
-    return torch.cat([part.float().logsumexp(-1) for part in torch.split(logits, _AT_ONCE, dim=1)], dim=1)
+    return [tuple(Distance((squares / golden.logits.shape[1]) ** 0.5, kl) for squares, kl in run) for run in means]
 
 
 def distance(golden: ItemRun, other: ItemRun) -> Distance | None:
@@ -80,7 +80,7 @@ def distance(golden: ItemRun, other: ItemRun) -> Distance | None:
     if golden.forced != other.forced:
         return None
     own, theirs = torch.cat(golden.logits), torch.cat(other.logits)
-    ((found,),) = distances(clean(own, torch.zeros(len(own), dtype=torch.int64), 1), theirs[None])
+    ((found,),) = distances(clean(own, torch.zeros(len(own), dtype=torch.int64), 1), [theirs])
     return found
 
 

@@ -26,7 +26,7 @@ from aftershock.replay.company import (
 from aftershock.replay.distance import distances
 from aftershock.replay.executor import Job, ModelCrashedError, Proof, Run
 from aftershock.replay.golden import Forced, GoldenRun, Trajectory, band_of, least_band
-from aftershock.replay.head import doubt_of, gives_logits, nobody_asks, observe_some, replaced_forward, withheld
+from aftershock.replay.head import doubt_of, gives_logits, observe_wanted, replaced_forward, unasked, withheld
 from aftershock.replay.observe import Asked, Seen, joined
 from aftershock.replay.pending import Pending, columns_of, lasting
 from aftershock.replay.reach import Reach, reach_of
@@ -116,7 +116,9 @@ class FastExecutor(ReferenceExecutor):
             yield from ((job, self._begun_alone(job)) for job in jobs)
             return
         begin = 0
-        for member, words_struck, forced in zip(own, struck, shared, strict=True):
+        fault_free = [golden.compared] * (self._shapes.copies - len(shared))
+        apart = distances(golden.clean, [*(forced.seen.logits for forced in shared), *fault_free])
+        for member, words_struck, forced, distance in zip(own, struck, shared, apart, strict=False):
             rows = member.rows
             # A weight fault that is always there reaches every row.
             reached = rows if member.weights else injection.reached_rows.intersection(rows)
@@ -125,7 +127,9 @@ class FastExecutor(ReferenceExecutor):
             try:
                 yield (
                     member.job,
-                    self._forced(member.job, golden, forced, frozenset(row - rows.start for row in reached), strikes),
+                    self._forced(
+                        member.job, golden, forced, distance, frozenset(row - rows.start for row in reached), strikes
+                    ),
                 )
             except ModelCrashedError as error:
                 yield member.job, error
@@ -157,16 +161,14 @@ class FastExecutor(ReferenceExecutor):
                 "the fault-free rows of a run were not golden's to the bit: on this device rows depend on each other; "
                 "run the study with --executor reference, and please report this"
             )
-        apart = distances(golden.clean, torch.stack([copy.logits for copy in shown]))
         return [
             Forced(
                 copy,
-                distance,
                 tuple(states[:, :, member.rows.start : member.rows.stop] for states in cache.states),
                 trajectory.states,
                 first,
             )
-            for member, copy, distance in zip(own, shown, apart, strict=False)
+            for member, copy in zip(own, shown, strict=False)
         ]
 
     def _alone_from(self, pending: Pending) -> Run | ModelCrashedError:
@@ -229,7 +231,8 @@ class FastExecutor(ReferenceExecutor):
         with Injection(self.model, ()) as injection, ExitStack() as hooks:
             for layer in self._layers:
                 hooks.callback(layer.register_forward_hook(keep).remove)
-            if self._spares_head:
+            if self._spares_head and not len(asked.scored):
+                # Only the choices of a generated text can be beyond doubt.
                 hooks.callback(self._head.register_forward_pre_hook(keep_inputs).remove)
             seen = tuple(self._call(call, asked, cache, injection)[0] for call in calls)
         return joined(seen), Trajectory(
@@ -253,7 +256,7 @@ class FastExecutor(ReferenceExecutor):
         # A fault that comes after the layers may change the head itself.
         spares_head = self._spares_head and reach.last is not None
         doubt = golden.doubt
-        least = -torch.inf if doubt is None else doubt.least
+        least = 0.0 if doubt is None else doubt.least
         inputs: dict[int, torch.Tensor] = {}
         seen, as_golden = list(trajectory.seen[:begin]), True
         for number, call in enumerate(calls[begin:], begin):
@@ -266,8 +269,10 @@ class FastExecutor(ReferenceExecutor):
             try:
                 with self._resumed(trajectory, reach.first, number), watched:
                     if spares_head:
-                        inputs[number] = self._hidden(call, cache, injection)
-                        found = self._observed(golden, number, inputs[number], least)
+                        hidden = self._hidden(call, cache, injection)
+                        found = self._observed(golden, number, hidden, least)
+                        if doubt is not None:
+                            inputs[number] = hidden
                     else:
                         found = self._call(call, golden.asked, cache, injection)[0]
             except _GoldenAgainError:
@@ -282,8 +287,7 @@ class FastExecutor(ReferenceExecutor):
             # Its logits are so large that more is in doubt than was thought.
             for number, hidden in inputs.items():
                 seen[number] = self._observed(golden, number, hidden, torch.inf)
-        shown = joined(seen)
-        return Forced(shown, golden.apart(shown.logits), cache.states, trajectory.states, reach.first)
+        return Forced(joined(seen), cache.states, trajectory.states, reach.first)
 
     def _hidden(self, call: Pass, cache: ColumnCache, injection: Injection) -> torch.Tensor:
         """What the head is given in one call, which is run without it."""
@@ -296,8 +300,8 @@ class FastExecutor(ReferenceExecutor):
         """What such a call shows; a choice with a margin of no more than `least` is in doubt."""
         call = golden.calls[number]
         first = call.stop - call.kept - call.block.context_width + 1
-        known = nobody_asks(hidden) if golden.doubt is None else golden.doubt.known(number, first, hidden)
-        return observe_some(self.model, known, least, first, hidden, golden.asked, self._shapes.head_rows)
+        known = unasked(hidden) if golden.doubt is None else golden.doubt.known(number, first, hidden)
+        return observe_wanted(self.model, known, least, first, hidden, golden.asked, self._shapes.head_rows)
 
     def _cache(self, golden: GoldenRun, trajectory: Trajectory, first: int, begin: int) -> ColumnCache:
         """A cache that holds what the calls before `begin` left in layer `first` and those after it."""

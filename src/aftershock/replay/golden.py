@@ -19,11 +19,10 @@ DEVIATIONS = 8.0
 
 @dataclass(frozen=True)
 class Forced:
-    """A teacher-forced run of a batch: what it showed, how far each item's logits lie from golden's, and its keys and
-    values. Those of the layers before `first` are golden's, `states` need not have them."""
+    """A teacher-forced run of a batch: what it showed, and its keys and values. Those of the layers before `first` are
+    golden's, `states` need not have them."""
 
     seen: Seen
-    apart: tuple[Distance, ...]
     states: States
     golden: States = ()
     first: int = 0
@@ -74,7 +73,7 @@ class GoldenRun:
     `compared` the logits kept. Of a batch that generates, `answers[r]` is the text of row r and whether it is finite,
     `texts[r]` the text with the token that ended it, and `choices` what the teacher-forced run chooses in their place.
     `noise` is how far the margins of the two paths lie apart at most. An executor that starts trials in the middle
-    keeps the `trajectory`, and one that spares the head the `doubt`.
+    keeps the `trajectory`, and one that spares the head where no choice is in doubt the `doubt`.
     """
 
     run: Run
@@ -107,7 +106,7 @@ class GoldenRun:
 
     def apart(self, logits: torch.Tensor) -> tuple[Distance, ...]:
         """How far the compared logits of one run lie from golden's, item by item."""
-        return distances(self.clean, logits.repeat(self.clean.copies, 1, 1))[0]
+        return distances(self.clean, [logits] * self.clean.copies)[0]
 
     @cached_property
     def text_tokens(self) -> torch.Tensor:

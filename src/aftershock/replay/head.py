@@ -1,4 +1,4 @@
-"""The head over the vocabulary, which a trial needs only where its choice is in doubt."""
+"""The head over the vocabulary, which a trial needs only where it is asked for logits or a choice is in doubt."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -131,15 +131,16 @@ def replaced_forward(module: torch.nn.Module, forward: Any) -> Iterator[None]:
             module.forward = own
 
 
-def nobody_asks(hidden: torch.Tensor) -> Choices:
-    """Choices at the positions of `hidden`, shape (sequences, positions, channels), for which nobody asks."""
+def unasked(hidden: torch.Tensor) -> Choices:
+    """What stands for the choices at positions of `hidden`, shape (sequences, positions, channels), that nobody needs;
+    none of them is in doubt."""
     tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64)
     nothing = torch.zeros(tokens.shape)
     return Choices(tokens, torch.ones_like(tokens, dtype=torch.bool), nothing, nothing + torch.inf)
 
 
 @torch.inference_mode()
-def observe_some(
+def observe_wanted(
     model: LoadedModel, known: Choices, least: float, first: int, hidden: torch.Tensor, asked: Asked, rows: int | None
 ) -> Seen:
     """What one call of a trial shows: the head runs where logits are asked for, or where a choice is in doubt, its

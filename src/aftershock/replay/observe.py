@@ -14,7 +14,7 @@ from aftershock.replay.distance import compared_positions
 
 @dataclass(frozen=True)
 class Asked:
-    """What is looked at. All tensors are int64; `likely` lies on the model's device.
+    """What is looked at. Tensors are int64 where nothing else is said; `likely` lies on the model's device.
 
     `likely`, shape (sequences, positions): the tokens that are probably chosen; `inside`, bool, on the CPU: whether a
     sequence has that position. `scored`, shape (n, 4): number of the task's row, sequence, position and token of each

@@ -17,7 +17,6 @@ from aftershock.models import (
     Generated,
     LoadedModel,
     Pass,
-    States,
     align,
     continue_greedy,
     cut,
@@ -101,7 +100,7 @@ class ReferenceExecutor:
             tokens if end is None else (*tokens, end) for tokens, end in zip(written.tokens, written.ends, strict=True)
         )
         block = self._block(batch, texts).copies(self._shapes.copies)
-        calls = [call.without_padding() for call in cut(block, boundaries, self._shapes.cuts(block))]
+        calls = tuple(call.without_padding() for call in cut(block, boundaries, self._shapes.cuts(block)))
         asked = asked_of(batch, texts, self.model.device)
         seen, trajectory = self._golden_pass(calls, asked)
         asked = replace(asked, likely=seen.choices.tokens.to(self.model.device))
@@ -109,7 +108,7 @@ class ReferenceExecutor:
             by_sequence = logits_of(seen, asked)
             by_item = [tuple(by_sequence[one] for one in dict.fromkeys(own)) for own in batch.sequence_of]
             run = score(batch, self.model, asked, seen, by_item, repeat(None), frozenset(), ())
-            return GoldenRun(run, block, tuple(calls), asked, seen.choices, seen.logits, trajectory)
+            return GoldenRun(run, block, calls, asked, seen.choices, seen.logits, trajectory)
         margins = [torch.tensor(row) for row in written.margins]
         noise = max(
             float(margins_apart(row, text, seen.choices.margins[number], seen.choices.tokens[number]).max())
@@ -123,12 +122,12 @@ class ReferenceExecutor:
             ),
             (),
         )
-        return GoldenRun(run, block, tuple(calls), asked, seen.choices, seen.logits, trajectory, answers, texts, noise)
+        return GoldenRun(run, block, calls, asked, seen.choices, seen.logits, trajectory, answers, texts, noise)
 
     def _golden_pass(self, calls: Sequence[Pass], asked: Asked) -> tuple[Seen, Trajectory | None]:
         """What the teacher-forced run without faults shows, and what of it is kept for trials: here nothing."""
         with Injection(self.model, ()) as injection:
-            return self._force(calls, asked, injection)[0], None
+            return self._force(calls, asked, injection).seen, None
 
     # Trials.
 
@@ -138,30 +137,33 @@ class ReferenceExecutor:
         own = range(len(job.batch.sequences))
         with self._armed(job.faults, own) as injection:
             forced = self._trial_pass(job, golden, injection)
-        return self._forced(job, golden, forced, injection.reached_rows, injection.struck)
+        apart = golden.apart(forced.seen.logits) if isinstance(forced, Forced) else _unmoved(job.batch)
+        return self._forced(job, golden, forced, apart, injection.reached_rows, injection.struck)
 
     def _forced(
         self,
         job: Job,
         golden: GoldenRun,
         forced: Forced | Proof,
+        apart: tuple[Distance, ...],
         reached: frozenset[int],
         struck: tuple[Struck, ...],
     ) -> Run | Pending:
-        """The same from what the teacher-forced run gave, or from the proof that it would give golden's."""
+        """The same from what the teacher-forced run gave, or from the proof that it would give golden's; `apart` is how
+        far each item's logits lie from golden's."""
         batch = job.batch
         if not isinstance(forced, Forced):
-            as_golden = Forced(Seen(golden.choices, torch.empty(0), golden.compared), _unmoved(batch), ())
+            as_golden = Forced(Seen(golden.choices, torch.empty(0), golden.compared), ())
             if forced == "not_activated" or not batch.generates or not self._close(batch, golden, as_golden):
-                return _as_golden(job, golden, forced, reached, struck)
+                return _as_golden(job, golden, forced, apart, reached, struck)
             # Golden's own choices are too close to call, and decoding under the fault may make others.
             forced = as_golden
         if not batch.generates:
-            return score(batch, self.model, golden.asked, forced.seen, repeat(()), forced.apart, reached, struck)
+            return score(batch, self.model, golden.asked, forced.seen, repeat(()), apart, reached, struck)
         band = band_of(golden, forced.seen.logits)
         rows = rows_of(self.model, batch, golden, forced, band)
         # What waits must not keep golden's states.
-        pending = Pending(job, replace(golden, trajectory=None, doubt=None), rows, band, forced.apart, reached, struck)
+        pending = Pending(job, replace(golden, trajectory=None, doubt=None), rows, band, apart, reached, struck)
         unsettled = any(not settled(job.faults, prefix) for prefix in pending.prefixes)
         too_early = before_any_fault(job.faults, rows, golden.texts)
         if unsettled or too_early or (self._rows_mix and pending.prefixes) or not self._confirmed(pending):
@@ -174,14 +176,13 @@ class ReferenceExecutor:
 
     def _trial_pass(self, job: Job, golden: GoldenRun, injection: Injection) -> Forced | Proof:
         """The teacher-forced run under the faults, or the proof that it is golden's."""
-        seen, states = self._force(golden.calls, golden.asked, injection)
-        return Forced(seen, golden.apart(seen.logits), states)
+        return self._force(golden.calls, golden.asked, injection)
 
-    def _force(self, calls: Sequence[Pass], asked: Asked, injection: Injection) -> tuple[Seen, States]:
+    def _force(self, calls: Sequence[Pass], asked: Asked, injection: Injection) -> Forced:
         """All calls, the faults in the first copy of the batch; that one is looked at."""
         cache = ColumnCache.of_block(self.model.layer_devices, calls[-1].stop)
         seen = joined([self._call(call, asked, cache, injection)[0] for call in calls])
-        return seen, cache.states
+        return Forced(seen, cache.states)
 
     def _call(self, call: Pass, asked: Asked, cache: ColumnCache, injection: Injection) -> list[Seen]:
         """One call of a teacher-forced run: what each copy of the batch shows."""
@@ -289,13 +290,18 @@ class ReferenceExecutor:
             raise ModelCrashedError(error, injection.struck) from error
 
 
-def _as_golden(job: Job, golden: GoldenRun, proof: Proof, reached: frozenset[int], struck: tuple[Struck, ...]) -> Run:
+def _as_golden(
+    job: Job,
+    golden: GoldenRun,
+    proof: Proof,
+    apart: tuple[Distance, ...],
+    reached: frozenset[int],
+    struck: tuple[Struck, ...],
+) -> Run:
     """The run of a trial that is proved to be golden's."""
-    items = zip(golden.run.items, _unmoved(job.batch), job.batch.sequence_of, strict=True)
+    items = zip(golden.run.items, apart, job.batch.sequence_of, strict=True)
     return Run(
-        tuple(
-            replace(item, logits=(), apart=apart, reached=not reached.isdisjoint(rows)) for item, apart, rows in items
-        ),
+        tuple(replace(item, logits=(), apart=own, reached=not reached.isdisjoint(rows)) for item, own, rows in items),
         struck,
         proof,
     )

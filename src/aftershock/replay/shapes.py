@@ -20,9 +20,9 @@ class Shapes:
     """Sizes of what runs together.
 
     `copies`: how often a batch's rows stand in one teacher-forced run, each time under the faults of another trial.
-    `call_tokens`: tokens of all rows in one of its calls, at least. `continued_rows`: rows in which answers that left
-    golden's are written on. `head_rows`: positions that the head over the vocabulary takes at a time in teacher-forced
-    runs, all of a call's if None; a small number lets trials spare it where no choice is in doubt.
+    `call_tokens`: tokens in one of its calls, padding counted, at least. `continued_rows`: rows in which answers that
+    left golden's are written on. `head_rows`: positions that the head over the vocabulary takes at a time in
+    teacher-forced runs, all of a call's if None; a small number lets trials spare it where no choice is in doubt.
     """
 
     copies: int
