@@ -26,6 +26,7 @@ from aftershock.study import StoredStudy, check_settings, make_plan, process_cre
 from benchmarks.arguments import parser
 
 DTYPES = ("float32", "bfloat16", "float16")
+SITES = ("weight", "activation", "key", "value")
 
 
 def study(tables: dict[str, Any], folder: Path) -> StoredStudy:
@@ -44,6 +45,7 @@ def tiny(device: str, folder: Path, trials: int, families: int) -> list[dict[str
         for dtype in DTYPES:
             tables = tiny_tables(folder, family, model={"spec": str(folder / family)}, run={"trials": trials})
             tables["model"] |= {"dtype": dtype, "device": device}
+            tables["faults"] = {"sites": SITES}
             first, second = (study(tables, folder / f"{family}-{dtype}-{n}") for n in range(2))
             rows.append(
                 {

@@ -9,7 +9,7 @@ The same single-bit faults, half in weights, half in activations, drawn uniforml
 
 Trials per second of each over the decoding loop's, with the spread over trials; how many records equal the reference
 executor's, and how many answers equal those of decoding, beside the share that decoding itself gives again when
-the batch is cut in halves.
+the batch is cut in halves. On a GPU the ratios over a decoding loop captured as a CUDA graph stand beside.
 """
 
 import json
@@ -30,6 +30,7 @@ from aftershock.replay.pending import Pending
 from aftershock.tasks import Item, load_task, probe_items
 from benchmarks.arguments import model_parser
 from benchmarks.environment import environment
+from benchmarks.graphed import graphed_decoding
 
 PROMPTS, TOKENS, THREADS = 16, 64, 2
 TARGETS = {
@@ -155,9 +156,26 @@ def generation(model: LoadedModel, batch: Batch, jobs: Sequence[Job], decoded: i
             "trials": len(some),
             "answers": len(same),
         },
+        "graphed": None
+        if model.device.type != "cuda"
+        else graphed(model, batch, fast_seconds, verifying_seconds, len(jobs)),
         "without_faults": {"seconds_per_trial": round(empty_seconds / len(jobs), 6)},
         "golden_bytes": fast.held,
         "peak_bytes": torch.cuda.max_memory_allocated() if model.device.type == "cuda" else None,
+    }
+
+
+def graphed(model: LoadedModel, batch: Batch, fast: float, verifying: float, trials: int) -> dict[str, Any]:
+    """Both ways, in seconds of all trials, over fault-free decoding by a captured CUDA graph."""
+    action = graphed_decoding(model, batch, TOKENS)
+    plain = ReferenceExecutor(model).decoded(batch, ()).tokens
+    found, seconds = timed(lambda _: action().tolist(), model, range(10))
+    mean = float(np.mean(seconds))
+    return {
+        "decoding": {"seconds_per_trial": round(mean, 4), "spread": quartiles(seconds), "n": len(seconds)},
+        "fast": per_trial(fast, mean, trials),
+        "verifying": per_trial(verifying, mean, trials),
+        "answers_as_decoding": float(np.mean([tuple(a) == b for a, b in zip(found[0], plain, strict=True)])),
     }
 
 
@@ -196,7 +214,7 @@ def spread_out(jobs: Sequence[Job], count: int) -> list[Job]:
     return [job for place in places for job in pairs[place]]
 
 
-def timed(action: Callable[[Job], Any], model: LoadedModel, jobs: Sequence[Job]) -> tuple[list[Any], list[float]]:
+def timed(action: Callable[[Any], Any], model: LoadedModel, jobs: Sequence[Any]) -> tuple[list[Any], list[float]]:
     """Results of jobs one by one, and the seconds of each."""
     results, seconds = [], []
     for job in jobs:

@@ -467,3 +467,35 @@ def test_a_struck_key_that_leaves_its_own_call_as_it_was_is_not_forgotten() -> N
     jobs = [Job(number, batch, one) for number, one in enumerate(faults)]
     calls_of_one_column = Shapes(copies=1, call_tokens=1, continued_rows=2, head_rows=4)
     assert disagreements(model, jobs, calls_of_one_column)[0] == []
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_what_overflows_leaks_to_no_earlier_token(family: str) -> None:
+    model = model_of(family)
+    (batch,) = batches_of(model, [generation(str(n), f"Prompt {n}", 12) for n in range(4)])
+    layer = "model.layers.0"
+    lines = [
+        f"{site} replace {value} at {moment}"
+        for site in (f"activation {layer}.self_attn.k_proj[9]", f"activation {layer}.self_attn.v_proj[3]")
+        for value in ("inf", "-inf", "nan")
+        for moment in ("prefill:1", "first_token", "decode:1", "decode:5", "decode:11")
+    ]
+    weights = [f"weight {layer}.self_attn.{part}_proj.weight[9,2] replace inf" for part in ("q", "k", "v")]
+    cached = [f"key {layer}.self_attn[0,6] of decode:6 replace {value}" for value in ("inf", "-inf")]
+    sets = [*map(parse_faults, [*lines, *weights, *cached])]
+    assert_decoded(model, [Job(n, batch, faults) for n, faults in enumerate(sets)])
+    jobs = [Job(n, batch, faults) for n, faults in enumerate(sets)]
+    assert disagreements(model, jobs, IN_COMPANY)[0] == []
+
+
+def test_golden_that_is_not_finite_itself_ends_too() -> None:
+    model = model_of("llama")
+    weight = model.module.get_submodule("model.layers.1.mlp.up_proj").weight
+    old = weight.detach()[3, 4].clone()
+    try:
+        weight.data[3, 4] = torch.nan
+        (batch,) = batches_of(model, [generation(str(n), f"Prompt {n}", 6) for n in range(2)])
+        faults = parse_faults("activation model.layers.0[3] add 5.0 at decode:3")
+        assert all(not item.answer.finite for item in ReferenceExecutor(model).trial(batch, faults).items)
+    finally:
+        weight.data[3, 4] = old

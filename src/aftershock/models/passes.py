@@ -102,6 +102,13 @@ class Generated:
     finite: tuple[bool, ...]
     margins: tuple[tuple[float, ...], ...]
 
+    @property
+    def texts(self) -> tuple[tuple[int, ...], ...]:
+        """Each answer with the token that ended it."""
+        return tuple(
+            tokens if end is None else (*tokens, end) for tokens, end in zip(self.tokens, self.ends, strict=True)
+        )
+
 
 class _Answers:
     """Greedy answers while they are being written; `active`, bool of shape (rows,), tells which are not over yet."""

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from math import log, sqrt
 
 import torch
 
-from aftershock.models import Block, Choices, Pass, States
+from aftershock.models import Block, Choices, Generated, Pass, States
 from aftershock.replay.distance import Clean, clean, distances
 from aftershock.replay.executor import Distance, Run
 from aftershock.replay.head import Doubt
@@ -26,6 +27,16 @@ class Forced:
     states: States
     golden: States = ()
     first: int = 0
+
+    def own_states(self, row: int) -> States:
+        """Keys and values of a row in the layers that are not golden's, the lowest first; shape (layers, 2, heads,
+        columns, channels)."""
+        begins = accumulate([len(states) for states in self.states], initial=0)
+        return tuple(
+            states[max(0, self.first - begin) :, :, row]
+            for begin, states in zip(begins, self.states, strict=False)
+            if begin + len(states) > self.first
+        )
 
     def prefix_states(self, row: int, columns: slice) -> States:
         """Keys and values of some columns of a row; copies, so that the rest is freed."""
@@ -69,11 +80,11 @@ class Trajectory:
 class GoldenRun:
     """A fault-free run and what trials need of it.
 
-    `block` are the rows of every teacher-forced run, `calls` its forward calls, `asked` what is looked at in them and
-    `compared` the logits kept. Of a batch that generates, `answers[r]` is the text of row r and whether it is finite,
-    `texts[r]` the text with the token that ended it, and `choices` what the teacher-forced run chooses in their place.
-    `noise` is how far the margins of the two paths lie apart at most. An executor that starts trials in the middle
-    keeps the `trajectory`, and one that spares the head where no choice is in doubt the `doubt`.
+    `block` are the rows of every teacher-forced run, `calls` its forward calls, cut before `boundaries` and where they
+    grow long, `asked` what is looked at in them and `compared` the logits kept. Of a batch that generates, `written`
+    are the answers, `choices` what the teacher-forced run chooses in their place, and `noise` is how far the margins of
+    the two paths lie apart at most. An executor that starts trials in the middle keeps the `trajectory`, and one that
+    spares the head where no choice is in doubt the `doubt`.
     """
 
     run: Run
@@ -83,10 +94,15 @@ class GoldenRun:
     choices: Choices
     compared: torch.Tensor
     trajectory: Trajectory | None
-    answers: tuple[tuple[tuple[int, ...], bool], ...] = ()
-    texts: tuple[tuple[int, ...], ...] = ()
+    written: Generated
+    boundaries: frozenset[int]
     noise: float = 0.0
     doubt: Doubt | None = None
+
+    @cached_property
+    def texts(self) -> tuple[tuple[int, ...], ...]:
+        """Each answer with the token that ended it."""
+        return self.written.texts
 
     @property
     def precise(self) -> bool:

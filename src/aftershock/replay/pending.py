@@ -1,6 +1,5 @@
 """Trials after their teacher-forced run: how far it tells their answers, and what is still to be written."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,13 +16,18 @@ from aftershock.replay.shapes import COLUMN_STEP
 @dataclass(frozen=True)
 class Row:
     """A generated answer as far as the teacher-forced pass tells it; it goes on from `prefix`, if there is one. From
-    token `certain` on no choice in it was too close to call; up to token `changed` all were golden's, and finite."""
+    token `certain` on no choice in it was too close to call; token `broken` is the first whose logits were not finite.
+    """
 
     tokens: tuple[int, ...]
-    finite: bool
+    broken: int | None
     certain: int
-    changed: int
     prefix: Prefix | None
+
+    @property
+    def finite(self) -> bool:
+        """Whether all its logits were."""
+        return self.broken is None
 
 
 @dataclass(frozen=True)
@@ -59,31 +63,36 @@ class Pending:
         return tuple(row.prefix for row in self.rows if row.prefix is not None)
 
 
-def rows_of(model: LoadedModel, batch: Batch, golden: GoldenRun, forced: Forced, band: float) -> tuple[Row, ...]:
+def rows_of(
+    model: LoadedModel, batch: Batch, golden: GoldenRun, forced: Forced, faults: tuple[Fault, ...], band: float
+) -> tuple[Row, ...]:
     """Each answer as far as the teacher-forced run tells it; choices with a margin below `band` are too close."""
     choices = forced.seen.choices
     lengths = torch.tensor([len(text) for text in golden.texts])
-    inside = torch.arange(golden.text_tokens.shape[1]) < lengths[:, None]
-    other = (choices.tokens != golden.text_tokens) & (choices.tokens != golden.choices.tokens) & inside
+    places = torch.arange(golden.text_tokens.shape[1])
+    inside = places < lengths[:, None]
+    # Before any fault is there, golden's choices hold, whatever leaks back.
+    reached = places >= first_token_of(faults)
+    other = (choices.tokens != golden.text_tokens) & (choices.tokens != golden.choices.tokens) & inside & reached
     left = torch.where(other.any(1), other.int().argmax(1), lengths)
-    known = inside & (torch.arange(inside.shape[1]) <= left[:, None])
-    finite = (choices.finite | ~known).all(1).tolist()
-    struck = other | (choices.finite != golden.choices.finite)
-    changed = torch.where((struck & known).any(1), (struck & known).int().argmax(1), lengths).tolist()
+    known = inside & (places <= left[:, None])
+    wrong = known & ~torch.where(reached, choices.finite, golden.choices.finite)
+    broken = [
+        place if some else None
+        for some, place in zip(wrong.any(1).tolist(), wrong.int().argmax(1).tolist(), strict=True)
+    ]
     close = (choices.margins < band) & known
-    certain = (close * torch.arange(1, inside.shape[1] + 1)).amax(1).tolist()
+    certain = (close * (places + 1)).amax(1).tolist()
     return tuple(
-        Row(golden.answers[row][0], finite[row], certain[row], changed[row], None)
+        Row(golden.written.tokens[row], broken[row], certain[row], None)
         if at == len(golden.texts[row])
-        else replace(
-            _left(model, batch, row, at, golden, forced, finite[row]), certain=certain[row], changed=changed[row]
-        )
+        else replace(_left(model, batch, row, at, golden, forced, broken[row]), certain=certain[row])
         for row, at in enumerate(left.tolist())
     )
 
 
 def _left(
-    model: LoadedModel, batch: Batch, row: int, left: int, golden: GoldenRun, forced: Forced, finite: bool
+    model: LoadedModel, batch: Batch, row: int, left: int, golden: GoldenRun, forced: Forced, broken: int | None
 ) -> Row:
     """An answer whose token `left` is the first that is not golden's."""
     text, item, block = golden.texts[row], batch.items[row], golden.block
@@ -91,19 +100,16 @@ def _left(
     ended = chosen in end_tokens(model)
     tokens = text[:left] if ended else (*text[:left], chosen)
     # After a NaN or an infinity there is nothing more to learn.
-    if ended or not finite or has_ended(model, tokens, item.max_new_tokens, item.stop):
-        return Row(tokens, finite, 0, left, None)
+    if ended or broken is not None or has_ended(model, tokens, item.max_new_tokens, item.stop):
+        return Row(tokens, broken, 0, None)
     columns = slice(block.context_width - block.context_lengths[row], block.context_width + left)
     prefix = Prefix(forced.prefix_states(row, columns), tokens, item.max_new_tokens, item.stop)
-    return Row(tokens, finite, 0, left, prefix)
+    return Row(tokens, broken, 0, prefix)
 
 
-def before_any_fault(faults: tuple[Fault, ...], rows: Sequence[Row], texts: Sequence[Sequence[int]]) -> bool:
-    """Whether an answer changed at a token that is chosen before any fault is there. A value so large that attention
-    overflows reaches the tokens before it, in the same call, through the mask."""
-    first = min((fault.first for fault in faults), default=FIRST_TOKEN)
-    changed = (row.changed for row, text in zip(rows, texts, strict=True) if row.changed < len(text))
-    return any(FIRST_TOKEN + token < first for token in changed)
+def first_token_of(faults: tuple[Fault, ...]) -> int:
+    """The first token of an answer that is chosen with a fault there."""
+    return max(FIRST_TOKEN, min((fault.first for fault in faults), default=FIRST_TOKEN)) - FIRST_TOKEN
 
 
 def settled(faults: tuple[Fault, ...], prefix: Prefix) -> bool:

@@ -12,6 +12,7 @@ from aftershock.errors import ContractError, InputError
 from aftershock.faults import Fault, splits
 from aftershock.inject import Injection, Struck
 from aftershock.models import (
+    FIRST_TOKEN,
     Block,
     ColumnCache,
     Generated,
@@ -28,11 +29,15 @@ from aftershock.replay.company import in_parts
 from aftershock.replay.executor import Distance, ItemRun, Job, ModelCrashedError, Proof, Run
 from aftershock.replay.golden import Forced, GoldenRun, Trajectory, band_of, least_band, margins_apart
 from aftershock.replay.head import head_in_parts, head_of
+from aftershock.replay.leaks import cuts_against_leaks
 from aftershock.replay.observe import Asked, Seen, asked_of, joined, logits_of, observe
-from aftershock.replay.pending import Pending, before_any_fault, columns_of, lasting, rows_of, settled
+from aftershock.replay.pending import Pending, columns_of, lasting, rows_of, settled
 from aftershock.replay.score import score
 from aftershock.replay.shapes import Shapes, rows_mix, shapes_of
 from aftershock.tasks import Answer, Item, RowResult, judge
+
+MOST_CUTS = 6
+"""A run cut in more places than that is not cut again; its answers are decoded instead."""
 
 
 class ReferenceExecutor:
@@ -95,10 +100,8 @@ class ReferenceExecutor:
         return self._golden[key]
 
     def _run_golden(self, batch: Batch, boundaries: frozenset[int]) -> GoldenRun:
-        written = self._write(batch, (), boundaries) if batch.generates else Generated((), (), (), ())
-        texts = tuple(
-            tokens if end is None else (*tokens, end) for tokens, end in zip(written.tokens, written.ends, strict=True)
-        )
+        written = self._golden_text(batch, boundaries)
+        texts = written.texts
         block = self._block(batch, texts).copies(self._shapes.copies)
         calls = tuple(call.without_padding() for call in cut(block, boundaries, self._shapes.cuts(block)))
         asked = asked_of(batch, texts, self.model.device)
@@ -108,7 +111,7 @@ class ReferenceExecutor:
             by_sequence = logits_of(seen, asked)
             by_item = [tuple(by_sequence[one] for one in dict.fromkeys(own)) for own in batch.sequence_of]
             run = score(batch, self.model, asked, seen, by_item, repeat(None), frozenset(), ())
-            return GoldenRun(run, block, calls, asked, seen.choices, seen.logits, trajectory)
+            return GoldenRun(run, block, calls, asked, seen.choices, seen.logits, trajectory, written, boundaries)
         margins = [torch.tensor(row) for row in written.margins]
         noise = max(
             float(margins_apart(row, text, seen.choices.margins[number], seen.choices.tokens[number]).max())
@@ -122,7 +125,16 @@ class ReferenceExecutor:
             ),
             (),
         )
-        return GoldenRun(run, block, calls, asked, seen.choices, seen.logits, trajectory, answers, texts, noise)
+        return GoldenRun(run, block, calls, asked, seen.choices, seen.logits, trajectory, written, boundaries, noise)
+
+    def _golden_text(self, batch: Batch, boundaries: frozenset[int]) -> Generated:
+        """What golden writes. Decoding is one pass a token: only boundaries within the prompt change its passes."""
+        if not batch.generates:
+            return Generated((), (), (), ())
+        in_prompt = frozenset(boundary for boundary in boundaries if boundary <= FIRST_TOKEN)
+        if in_prompt != boundaries:
+            return self._golden_run(batch, in_prompt).written
+        return self._write(batch, (), boundaries)
 
     def _golden_pass(self, calls: Sequence[Pass], asked: Asked) -> tuple[Seen, Trajectory | None]:
         """What the teacher-forced run without faults shows, and what of it is kept for trials: here nothing."""
@@ -133,7 +145,11 @@ class ReferenceExecutor:
 
     def _begin(self, job: Job) -> Run | Pending:
         """The run where it needs nothing more, else what there is after the teacher-forced run."""
-        golden = self._golden_run(job.batch, splits(job.faults))
+        return self._begin_cut(job, splits(job.faults))
+
+    def _begin_cut(self, job: Job, boundaries: frozenset[int]) -> Run | Pending:
+        """The same of a run that is cut before `boundaries`."""
+        golden = self._golden_run(job.batch, boundaries)
         own = range(len(job.batch.sequences))
         with self._armed(job.faults, own) as injection:
             forced = self._trial_pass(job, golden, injection)
@@ -154,25 +170,29 @@ class ReferenceExecutor:
         batch = job.batch
         if not isinstance(forced, Forced):
             as_golden = Forced(Seen(golden.choices, torch.empty(0), golden.compared), ())
-            if forced == "not_activated" or not batch.generates or not self._close(batch, golden, as_golden):
+            if forced == "not_activated" or not batch.generates or not self._close(job, golden, as_golden):
                 return _as_golden(job, golden, forced, apart, reached, struck)
             # Golden's own choices are too close to call, and decoding under the fault may make others.
             forced = as_golden
         if not batch.generates:
             return score(batch, self.model, golden.asked, forced.seen, repeat(()), apart, reached, struck)
         band = band_of(golden, forced.seen.logits)
-        rows = rows_of(self.model, batch, golden, forced, band)
+        rows = rows_of(self.model, batch, golden, forced, job.faults, band)
+        cuts = cuts_against_leaks(golden, forced, job.faults, rows)
+        if cuts and len(golden.boundaries) < MOST_CUTS:
+            return self._begin_cut(job, golden.boundaries | cuts)
         # What waits must not keep golden's states.
         pending = Pending(job, replace(golden, trajectory=None, doubt=None), rows, band, apart, reached, struck)
         unsettled = any(not settled(job.faults, prefix) for prefix in pending.prefixes)
-        too_early = before_any_fault(job.faults, rows, golden.texts)
-        if unsettled or too_early or (self._rows_mix and pending.prefixes) or not self._confirmed(pending):
+        if cuts or unsettled or (self._rows_mix and pending.prefixes) or not self._confirmed(pending):
             return self._decode(pending)
         return pending if pending.prefixes else self._finish(pending, Generated((), (), (), ()))
 
-    def _close(self, batch: Batch, golden: GoldenRun, as_golden: Forced) -> bool:
+    def _close(self, job: Job, golden: GoldenRun, as_golden: Forced) -> bool:
         """Whether some of golden's own choices are too close to call."""
-        return any(row.certain for row in rows_of(self.model, batch, golden, as_golden, least_band(golden)))
+        return any(
+            row.certain for row in rows_of(self.model, job.batch, golden, as_golden, job.faults, least_band(golden))
+        )
 
     def _trial_pass(self, job: Job, golden: GoldenRun, injection: Injection) -> Forced | Proof:
         """The teacher-forced run under the faults, or the proof that it is golden's."""
@@ -251,6 +271,7 @@ class ReferenceExecutor:
 
     def _finished(self, pending: Pending, answers: Sequence[tuple[tuple[int, ...], bool]]) -> Run:
         golden = pending.golden
+        before = zip(golden.written.tokens, golden.written.finite, strict=True)
         return Run(
             tuple(
                 ItemRun(
@@ -261,7 +282,7 @@ class ReferenceExecutor:
                     pending.apart[row],
                 )
                 for row, (item, clean, known, (tokens, finite)) in enumerate(
-                    zip(pending.job.batch.items, golden.run.items, golden.answers, answers, strict=True)
+                    zip(pending.job.batch.items, golden.run.items, before, answers, strict=True)
                 )
             ),
             pending.struck,
