@@ -168,6 +168,25 @@ def test_a_token_that_a_sliding_layer_has_let_go_is_not_struck() -> None:
     assert struck == {"from decode:1": 0, "always": 1}
 
 
+def test_a_fault_that_ends_when_its_word_is_let_go_leaves_the_other_words_alone() -> None:
+    model = tiny_loaded("gemma3")
+    (sliding, _) = dict.fromkeys(site.module for site in model.components.cached)
+    block = align([tuple(range(5, 15))], [()], model.device)
+    found: list[list[torch.Tensor]] = []
+    for end in ("to decode:10", ""):
+        faults = parse_faults(f"value {sliding}[0,3] of prefill:0 replace 9.0 from first_token {end}")
+        logits: list[torch.Tensor] = []
+        keep = model.module.lm_head.register_forward_hook(lambda _, __, output, kept=logits: kept.append(output))
+        with Injection(model, faults) as injection:
+            generate(model, block, [15], [()], splits(faults), injection.begin_pass)
+        keep.remove()
+        found.append(logits)
+    # Its window is 16 tokens: the word is gone before decode:10.
+    ended, lasting = map(torch.cat, found)
+    assert len(ended) > 12
+    assert torch.equal(words(ended), words(lasting))
+
+
 def test_what_was_due_and_did_not_run_is_an_error() -> None:
     model = model_of("llama")
     call = Pass(block_of(model), 0, 4, 0, 8, 4, (True,) * 4, (0, 1, 2, 3))
@@ -200,6 +219,11 @@ def test_what_was_due_and_did_not_run_is_an_error() -> None:
         (
             f"value {ATTENTION}[1,3] of first_token flip 3 from first_token to decode:3 & "
             f"value {ATTENTION}[1,3] of first_token flip 4 from decode:2",
+            "overlaps in time",
+        ),
+        (
+            f"value {ATTENTION}[1,3] of first_token flip 4 from decode:2 & "
+            f"value {ATTENTION}[1,3] of first_token flip 3 from first_token to decode:3",
             "overlaps in time",
         ),
     ],

@@ -16,6 +16,7 @@ from aftershock.errors import ContractError
 from aftershock.faults import Fault, parse_faults
 from aftershock.inject import Injection
 from aftershock.models import LoadedModel, align, teacher_forced
+from aftershock.numerics import generator
 from aftershock.replay import Batch, Distance, ItemRun, ReferenceExecutor, Run, distance, make_batches
 from aftershock.tasks import Answer
 from tiny_models import tiny_loaded
@@ -258,6 +259,15 @@ def test_distance_by_brute_force(values: list[np.ndarray]) -> None:
     assert found.rmse == pytest.approx(math.sqrt(np.mean(differences**2)), rel=1e-5, abs=1e-6)
     p, q = (log_softmax(np.concatenate(side).astype(float), axis=-1) for side in (clean, faulty))
     assert found.kl == pytest.approx(float(np.mean(np.sum(np.exp(p) * (p - q), axis=-1))), rel=1e-3, abs=1e-4)
+
+
+def test_rounding_makes_no_divergence_less_than_nothing() -> None:
+    random = generator(0, 0, "logits")
+    for _ in range(40):
+        logits = random.standard_normal((1, 100), dtype=np.float32)
+        found = distance(run_of([logits]), run_of([logits + np.float32(1e-4) * random.random((1, 100), np.float32)]))
+        assert found is not None
+        assert found.kl >= 0
 
 
 def test_texts_that_differ_have_no_distance() -> None:

@@ -12,7 +12,16 @@ from aftershock.errors import ContractError
 from aftershock.faults import Fault, Selection, parse_faults, sample_faults, select
 from aftershock.models import LoadedModel, align, model_hash
 from aftershock.numerics import words
-from aftershock.replay import Batch, FastExecutor, Job, ModelCrashedError, ReferenceExecutor, Run, make_batches
+from aftershock.replay import (
+    Batch,
+    Distance,
+    FastExecutor,
+    Job,
+    ModelCrashedError,
+    ReferenceExecutor,
+    Run,
+    make_batches,
+)
 from aftershock.replay.pending import Pending
 from aftershock.replay.reach import reach_of
 from aftershock.replay.shapes import Shapes
@@ -233,6 +242,19 @@ def test_answers_in_fp32_are_those_of_decoding_token_by_token(family: str) -> No
     assert_decoded(model, [Job(n, batch, faults) for n, faults in enumerate([*sets, *cached])])
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"weight {UP}[3,4] replace 40.0 from first_token to decode:{{0}}",
+        f"weight {UP}[3,4] replace 40.0 & weight {NORM}[3] replace 9.0 from decode:{{0}}",
+    ],
+)
+def test_faults_that_begin_or_end_after_an_answer_left_goldens_are_decoded(line: str) -> None:
+    model = model_of("llama")
+    (batch,) = batches_of(model, [generation(str(n), f"Prompt {n}", 12) for n in range(4)])
+    assert_decoded(model, [Job(moment, batch, parse_faults(line.format(moment))) for moment in range(1, 11)])
+
+
 def test_an_answer_that_ends_early_under_a_fault_ends_there() -> None:
     model = model_of("llama")
     (batch,) = batches_of(model, [generation(str(n), f"Prompt {n}", 12) for n in range(4)])
@@ -408,6 +430,22 @@ def test_a_fault_of_a_stage_that_no_item_has_is_not_activated() -> None:
     found = FastExecutor(model).trial(batch, faults)
     assert found.proof == "not_activated"
     assert same(found, ReferenceExecutor(model).trial(batch, faults))
+
+
+def test_a_state_that_is_goldens_again_is_decoded_where_golden_is_too_close_to_call() -> None:
+    model = tiny_loaded("qwen3")
+    (batch,) = batches_of(model, [generation("a", "Say something", 6)])
+    faults = parse_faults(f"weight {UP}[3,4] add 0.0")
+    assert FastExecutor(model, shapes=SHORT_CALLS).trial(batch, faults).proof == "converged"
+    # A token that ties with one of the answer's: decoding could choose either.
+    chosen = FastExecutor(model, shapes=SHORT_CALLS).golden(batch).items[0].forced[2]
+    with torch.no_grad():
+        model.module.lm_head.weight[99] = model.module.lm_head.weight[chosen]
+    executor = FastExecutor(model, shapes=SHORT_CALLS)
+    run = executor.trial(batch, faults)
+    assert same(run, ReferenceExecutor(model, shapes=SHORT_CALLS).trial(batch, faults))
+    assert run.proof is None
+    assert [item.apart for item in run.items] == [Distance(0.0, 0.0)]
 
 
 def test_more_answers_than_rows_are_written_on_in_parts() -> None:

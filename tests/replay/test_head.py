@@ -143,3 +143,25 @@ def test_the_head_runs_where_a_choice_is_in_doubt(line: str, spared: bool) -> No
     assert run.items == expected.items
     # 24 positions are predicted: that many reach a withheld head, then come the 16 whose logits are asked for.
     assert (seen == [24, 16]) == spared
+
+
+def test_a_trial_whose_logits_grew_is_looked_at_again() -> None:
+    model = tiny_loaded("qwen3")
+    batch = written(model)
+    # Where the stream is all in channel 14, token 99 has a logit far beyond golden's, where that channel is the least.
+    with torch.no_grad():
+        head_of(model).weight[99] = 20 * torch.eye(32)[14]
+    faults = parse_faults("activation model.layers.1[14] add 1000.0 at decode:5")
+    fast = FastExecutor(model, shapes=SHAPES)
+    golden = fast.golden(batch)
+    seen: list[int] = []
+    hook = head_of(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:-1].numel()))
+    try:
+        run = fast.trial(batch, faults)
+    finally:
+        hook.remove()
+    assert run.items == ReferenceExecutor(model, shapes=SHAPES).trial(batch, faults).items
+    # All 24 reach a withheld head, then come those asked for, then all that are the answers' own.
+    withheld_first, asked, again, *_ = seen
+    assert withheld_first == 24
+    assert asked < again == sum(len(item.forced) for item in golden.items)

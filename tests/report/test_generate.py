@@ -20,18 +20,36 @@ def test_both_rates_and_both_sdc_rates_stand_with_interval_and_counts(html, summ
     assert found.trials > 4
     rates = [found.disagreement, found.batch_size, found.sdc.records, found.sdc.generate]
     assert len({rate.estimate for rate in rates}) == 4
-    for (_, share, interval, n), rate in zip(rows_of(html), rates, strict=True):
+    answers = [found.answers, found.answers, found.sdc.answers, found.sdc.answers]
+    for (_, share, interval, n), rate, count in zip(rows_of(html), rates, answers, strict=True):
         assert abs(float(share.removesuffix(" %")) - 100 * rate.estimate) < 0.06
         low, high = map(float, interval.strip("[]").split(", "))
-        assert low <= 100 * rate.estimate <= high
-        assert n.startswith(f"{rate.n} trials, ")
+        assert abs(low - 100 * rate.low) < 0.06
+        assert abs(high - 100 * rate.high) < 0.06
+        assert n == f"{rate.n} trials, {count} answers"
 
 
 def test_page_and_text_give_the_tests_and_the_conclusion(stored, html, summary):
-    test, text, read = summary.against_generate.sdc, markdown(stored, summary), unescape(html)
-    for part in (f"p = {test.p_value:.3g} by exchanging", f"p = {test.mcnemar_p_value:.3g},", test.conclusion[1:]):
+    found, text, read = summary.against_generate, markdown(stored, summary), unescape(html)
+    test = found.sdc
+    assert test.records_alone != test.generate_alone
+    for part in (
+        f"The answers of {found.trials} trials, ",
+        f"p = {test.p_value:.3g} by exchanging",
+        f"p = {test.mcnemar_p_value:.3g},",
+        f"({test.records_alone} are SDC in the records alone, {test.generate_alone} by generate alone)",
+        test.conclusion[1:],
+    ):
         assert part in read
         assert escaped(part) in text
+
+
+def test_without_an_eligible_answer_the_rates_stand_alone(stored, summary):
+    found = summary.against_generate.model_copy(update={"sdc": None})
+    for written in (page, markdown):
+        text = written(stored, summary.model_copy(update={"against_generate": found}))
+        assert "No answer counts for SDC." in text.replace("\\", "")
+        assert "by generate, on the same answers" not in text
 
 
 def test_a_study_without_decoded_trials_has_no_such_section(stored):

@@ -50,6 +50,9 @@ def test_a_share_of_the_trials_that_reached_an_answer_is_decoded_whatever_it_cam
     changed = [trial(n, new) if one else unreached(trial(n, new)) for n, (one, new) in enumerate(drawn)]
     assert chosen == generated_trials(changed, [golden("generation")], share, seed)
     assert generated_trials(masked, [golden("choice")], share, seed) == ()
+    # An executor's proofs decide nothing.
+    proved = [one.model_copy(update={"proof": "converged"}) for one in masked]
+    assert chosen == generated_trials(proved, [golden("generation")], share, seed)
 
 
 def written(folder: Path, items: int = 3, audit: float = 1) -> Plan:
