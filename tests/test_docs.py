@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from aftershock.faults import GRAMMAR
+from aftershock.faults import CATALOGUE, GRAMMAR
 from demo_model import needs_demo_model
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,6 +60,11 @@ def test_every_block_is_python_of_a_known_kind(page: Path) -> None:
 
 def test_the_grammar_on_the_page_is_the_grammar() -> None:
     assert f"```\n{GRAMMAR}```\n" in (DOCS / "faults.md").read_text(encoding="utf-8")
+
+
+def test_the_catalogue_on_the_page_is_the_catalogue() -> None:
+    rows = "".join(f"| `{name}` | {model.what} | {model.source} |\n" for name, model in CATALOGUE.items())
+    assert f"|---|---|---|\n{rows}\n" in (DOCS / "faults.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.stem)

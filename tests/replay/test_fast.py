@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -215,6 +216,25 @@ def test_sets_of_faults_and_every_trigger_agree_too(dtype: torch.dtype, shapes: 
     model = model_of("llama", dtype)
     lines = [*LINES, f"weight {NORM}[3] replace nan"]
     jobs = [Job((batch.number, line), batch, parse_faults(line)) for batch in batches_of(model) for line in lines]
+    assert disagreements(model, jobs, shapes)[0] == []
+
+
+@pytest.mark.parametrize("shapes", [SHORT_CALLS, IN_COMPANY])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_struck_together_agree_too(dtype: torch.dtype, shapes: Shapes) -> None:
+    model = model_of("llama", dtype)
+    patterns: list[dict[str, Any]] = [
+        {"pattern": "row", "span": "all", "corruption": "replace", "value": 0.0},
+        {"pattern": "stride", "span": 3, "stride": 8, "bit_classes": ("exponent",), "bits_per_word": 2},
+        {"pattern": "row", "span": 4, "corruption": "stuck-at-1", "bit_classes": ("exponent",)},
+    ]
+    jobs = [
+        Job((number, place, batch.number), batch, faults)
+        for batch in batches_of(model)
+        for place, keys in enumerate(patterns)
+        for number, faults in enumerate(drawn(model, batch, 4, **keys))
+    ]
+    assert all(len(job.faults) > 2 for job in jobs)
     assert disagreements(model, jobs, shapes)[0] == []
 
 

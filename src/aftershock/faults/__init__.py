@@ -1,5 +1,6 @@
 """Describe, print, parse, check and draw faults: Fault = Site x Corruption x Trigger."""
 
+from aftershock.faults.catalogue import CATALOGUE, FaultModel
 from aftershock.faults.fault import (
     ALWAYS,
     ActivationSite,
@@ -41,6 +42,7 @@ from aftershock.faults.strata import Cell, Stratum, StratumKey, cell_faults, str
 
 __all__ = [
     "ALWAYS",
+    "CATALOGUE",
     "GRAMMAR",
     "ActivationSite",
     "Add",
@@ -49,6 +51,7 @@ __all__ = [
     "Corruption",
     "Entry",
     "Fault",
+    "FaultModel",
     "Flip",
     "Labels",
     "Population",

@@ -1,5 +1,7 @@
 """Draw the faults of a trial: a pure function of (selection, model, seed, index)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from aftershock.errors import InputError
@@ -34,8 +36,9 @@ def sample_faults(
 ) -> tuple[Fault, ...]:
     """The fault set of trial `index`.
 
-    `decode_passes` is the number of decode passes that the trial's items can have. With a rate the count is
-    binomial and may be zero, then the set is empty. Cost grows with the number of faults, not of values.
+    `decode_passes` is the number of decode passes that the trial's items can have. An event strikes the values of the
+    selection's pattern, all at the same moment. With a rate the count is binomial and may be zero, then the set is
+    empty. Cost grows with the number of faults, not of values.
     Raises InputError when no stage of the selection can occur.
     """
     random = generator(seed, index, "faults")
@@ -43,11 +46,14 @@ def sample_faults(
         return _by_rate(selection, population.parameters, number_format, decode_passes, random)
     kind: SiteKind = selection.sites[random.integers(len(selection.sites))]
     if kind == "weight":
-        elements = _draw_elements(selection, population.parameters, selection.count, random)
+        events = _draw_events(selection, population.parameters, random)
         trigger = _weight_trigger(selection, decode_passes, random)
+        parts = np.repeat([part for part, _ in events], [len(struck) for _, struck in events])
+        named = iter(_weight_sites(population.parameters, parts, np.concatenate([struck for _, struck in events])))
         return tuple(
-            Fault(site, _corruption(selection, number_format, random), trigger)
-            for site in _weight_sites(population.parameters, *elements)
+            Fault(next(named), corruption, trigger)
+            for _, struck in events
+            for corruption in _corruptions(selection, number_format, len(struck), random)
         )
     if kind != "activation":
         return _in_cache(kind, selection, population, number_format, decode_passes, random)
@@ -58,15 +64,13 @@ def sample_faults(
         raise InputError("lm_head's output has no prefill stage: add first_token or decode to stages")
     stage = _stage(stages, selection, decode_passes, random)
     outputs = beside_head if stage == "prefill" else population.outputs
-    parts, positions = _draw_elements(selection, outputs, selection.count, random)
-    return tuple(
-        Fault(
-            _activation_site(outputs[part], position),
-            _corruption(selection, number_format, random),
-            _activation_trigger(stage, selection, decode_passes, random),
-        )
-        for part, position in zip(parts.tolist(), positions.tolist(), strict=True)
-    )
+    faults = []
+    for part, struck in _draw_events(selection, outputs, random):
+        corruptions = _corruptions(selection, number_format, len(struck), random)
+        trigger = _activation_trigger(stage, selection, decode_passes, random)
+        sites = [_activation_site(outputs[part], position) for position in struck.tolist()]
+        faults += [Fault(site, corruption, trigger) for site, corruption in zip(sites, corruptions, strict=True)]
+    return tuple(faults)
 
 
 def _in_cache(
@@ -81,30 +85,41 @@ def _in_cache(
     stage = _stage(selection.stages, selection, decode_passes, random)
     cached = tuple(site for site in population.cached if site.part == part)
     faults = []
-    for number, position in zip(*_draw_elements(selection, cached, selection.count, random), strict=True):
-        head, channel = divmod(int(position), cached[number].channels)
+    for number, struck in _draw_events(selection, cached, random):
         entry = Entry(_pass(stage, selection, decode_passes, random), _token(stage, selection, random))
         trigger = ALWAYS
         if selection.cache_trigger == TRANSIENT:
             first = int(random.integers(entry.number, decode(decode_passes) + 1))
             trigger = Trigger(first, first + 1)
-        site = CachedSite(part, cached[number].module, head, channel, entry)
-        faults.append(Fault(site, _corruption(selection, number_format, random), trigger))
+        corruptions = _corruptions(selection, number_format, len(struck), random)
+        for position, corruption in zip(struck.tolist(), corruptions, strict=True):
+            head, channel = divmod(position, cached[number].channels)
+            faults.append(Fault(CachedSite(part, cached[number].module, head, channel, entry), corruption, trigger))
     return tuple(faults)
 
 
-def _size(site: ParameterSite | OutputSite | CacheSite) -> int:
-    return site.numel if isinstance(site, ParameterSite) else site.features
-
-
-def _draw_elements(
+def _draw_events(
     selection: Selection,
     sites: tuple[ParameterSite, ...] | tuple[OutputSite, ...] | tuple[CacheSite, ...],
-    count: int,
+    random: np.random.Generator,
+) -> list[tuple[int, np.ndarray]]:
+    """Number of the site of each event, and the flat positions in it that are struck (int64)."""
+    pattern = selection.struck_together
+    parts, placements = _draw_placements(selection, sites, random)
+    return [
+        (part, pattern.struck(sites[part].shape, placement))
+        for part, placement in zip(parts.tolist(), placements.tolist(), strict=True)
+    ]
+
+
+def _draw_placements(
+    selection: Selection,
+    sites: tuple[ParameterSite, ...] | tuple[OutputSite, ...] | tuple[CacheSite, ...],
     random: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`count` distinct elements: number of the site, and flat position in it (int64 arrays)."""
-    sizes = np.array([_size(site) for site in sites], dtype=np.int64)
+    """As many distinct ones as there are events: number of the site, and placement in it (int64 arrays)."""
+    count = selection.count
+    sizes = np.array([selection.struck_together.placements(site.shape) for site in sites], dtype=np.int64)
     ends = np.cumsum(sizes)
     if count > ends[-1]:
         raise InputError(f"{count} faults do not fit in the {ends[-1]} values selected: lower count")
@@ -192,6 +207,15 @@ def _activation_site(site: OutputSite, position: int) -> ActivationSite:
     return ActivationSite(site.module, int(site.rows.locate(np.array(position))))
 
 
+def _corruptions(
+    selection: Selection, number_format: NumberFormat, count: int, random: np.random.Generator
+) -> Sequence[Corruption]:
+    """What happens to each value of an event. A wire that is stuck is one wire: its bits are the same in all."""
+    if selection.corruption in ("stuck-at-0", "stuck-at-1"):
+        return [_corruption(selection, number_format, random)] * count
+    return [_corruption(selection, number_format, random) for _ in range(count)]
+
+
 def _corruption(selection: Selection, number_format: NumberFormat, random: np.random.Generator) -> Corruption:
     if selection.corruption in ("replace", "add"):
         value = selection.value
@@ -204,8 +228,14 @@ def _corruption(selection: Selection, number_format: NumberFormat, random: np.ra
         raise InputError(
             f"bits_per_word = {selection.bits_per_word}, but only {len(positions)} bits are selected: lower it"
         )
-    chosen = random.choice(positions, size=selection.bits_per_word, replace=False)
-    return _bit_corruption(selection, tuple(sorted(chosen.tolist())))
+    if selection.bit_pattern == "any":
+        chosen = random.choice(positions, size=selection.bits_per_word, replace=False)
+        return _bit_corruption(selection, tuple(sorted(chosen.tolist())))
+    runs = [range(low, low + selection.bits_per_word) for low in positions]
+    inside = [run for run in runs if set(run) <= set(positions)]
+    if not inside:
+        raise InputError(f"no {selection.bits_per_word} adjacent bits are selected: lower bits_per_word or add bits")
+    return _bit_corruption(selection, tuple(inside[random.integers(len(inside))]))
 
 
 def _bit_corruption(selection: Selection, bits: tuple[int, ...]) -> Corruption:

@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from aftershock.errors import InputError
+from aftershock.faults.catalogue import CATALOGUE
 from aftershock.faults.grammar import parse_trigger
+from aftershock.faults.patterns import Pattern, PatternName, pattern_of
 from aftershock.models import COMPONENTS, CacheSite, ComponentMap, OutputSite, ParameterSite
 from aftershock.numerics import BIT_CLASSES, BitClass, NumberFormat
 
@@ -31,7 +33,11 @@ class Selection(BaseModel):
                  (a tensor) with equal probability, then a value in it
     corruption   what happens to the value
     bits         bit positions to draw from; or `bit_classes` (sign, exponent, mantissa); none given: every bit
-    bits_per_word  how many different bits of the word
+    bits_per_word  how many different bits of the word; `bit_pattern`: `any` bits, or `adjacent` ones
+    pattern      the values that one event strikes together: one `word`, `span` neighbours in a `row` or `column`, a
+                 `block` of span x span, or span values of a row `stride` apart; span may be `all`. The bits of each
+                 value are drawn on their own, but those that are stuck are the same in all
+    fault_model  a name of `CATALOGUE`, which stands for some of these keys
     value        for replace and add; or `uniform = [a, b]`
     count        faults per trial; or `rate`, the probability of each selected bit (of each value for replace
                  and add) on its own
@@ -57,6 +63,11 @@ class Selection(BaseModel):
     bits: tuple[int, ...] = ()
     bit_classes: tuple[BitClass, ...] = ()
     bits_per_word: int = Field(1, ge=1)
+    bit_pattern: Literal["any", "adjacent"] = "any"
+    pattern: PatternName = "word"
+    span: int | Literal["all"] = 1
+    stride: int = Field(1, ge=1)
+    fault_model: str | None = None
     value: float | None = None
     uniform: tuple[float, float] | None = None
     count: int = Field(1, ge=1)
@@ -66,6 +77,22 @@ class Selection(BaseModel):
     stages: tuple[StageName, ...] = Field(("prefill", "first_token", "decode"), min_length=1)
     tokens: tuple[float, float] = (0.0, 1.0)
     decode_steps: tuple[int, int] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, keys: Any) -> Any:
+        """The keys with those that the fault model stands for."""
+        name = keys.get("fault_model") if isinstance(keys, dict) else None
+        if name is None:
+            return keys
+        if name not in CATALOGUE:
+            raise ValueError(f"unknown fault_model {name!r}: choose from {', '.join(CATALOGUE)}")
+        known = CATALOGUE[name].keys
+        for key in known.keys() & keys.keys():
+            given = list(keys[key]) if isinstance(keys[key], tuple) else keys[key]
+            if given != known[key]:
+                raise ValueError(f"fault_model {name!r} sets {key} = {known[key]!r}: leave {key} out, or the model")
+        return {**keys, **known}
 
     @model_validator(mode="after")
     def _consistent(self) -> "Selection":
@@ -87,6 +114,16 @@ class Selection(BaseModel):
             )
         if takes_value and (self.bits or self.bit_classes or self.bits_per_word > 1):
             raise ValueError(f"corruption {self.corruption} changes the whole value: leave the bits out")
+        if self.bit_pattern == "adjacent" and self.bits_per_word == 1:
+            raise ValueError("adjacent bits are two or more of a word: raise bits_per_word")
+        if isinstance(self.span, int) and self.span < 1:
+            raise ValueError(f"span = {self.span}: give a number from 1, or 'all'")
+        if self.pattern == "word" and (self.span, self.stride) != (1, 1):
+            raise ValueError('span and stride belong to a pattern: add pattern = "row", or leave them out')
+        if self.pattern != "stride" and self.stride != 1:
+            raise ValueError('stride belongs to pattern = "stride": leave it out')
+        if self.pattern != "word" and (self.count > 1 or self.rate is not None):
+            raise ValueError("a pattern is one event a trial: leave count and rate out")
         if self.rate is not None:
             if set(self.sites) != {"weight"}:
                 raise ValueError('a rate draws from stored weights: set sites = ["weight"], or use count')
@@ -99,6 +136,11 @@ class Selection(BaseModel):
         if self.decode_steps and not 1 <= self.decode_steps[0] <= self.decode_steps[1]:
             raise ValueError("decode_steps are counted from 1: 1 <= from <= to")
         return self
+
+    @property
+    def struck_together(self) -> Pattern:
+        """The values that one event strikes."""
+        return pattern_of(self.pattern, self.span, self.stride)
 
     def bit_positions(self, number_format: NumberFormat) -> tuple[int, ...]:
         """The bit positions to draw from. Raises InputError for a bit the format does not have."""
@@ -124,16 +166,17 @@ def select(selection: Selection, components: ComponentMap) -> Population:
     layers = parse_layers(selection.layers, components.layers)
     pattern = re.compile(selection.modules)
 
-    def wanted(name: str, component: str, layer: int | None) -> bool:
+    def wanted(name: str, component: str, layer: int | None, shape: tuple[int, ...]) -> bool:
         return (
-            (not selection.components or component in selection.components)
+            selection.struck_together.placements(shape) > 0
+            and (not selection.components or component in selection.components)
             and (layers is None or layer in layers)
             and pattern.search(name) is not None
         )
 
-    parameters = tuple(p for p in components.parameters if wanted(p.name, p.component, p.layer))
-    outputs = tuple(o for o in components.outputs if wanted(o.module, o.component, o.layer))
-    cached = tuple(c for c in components.cached if wanted(c.module, c.component, c.layer))
+    parameters = tuple(p for p in components.parameters if wanted(p.name, p.component, p.layer, p.shape))
+    outputs = tuple(o for o in components.outputs if wanted(o.module, o.component, o.layer, o.shape))
+    cached = tuple(c for c in components.cached if wanted(c.module, c.component, c.layer, c.shape))
     left = {
         "weight": parameters,
         "activation": outputs,
@@ -144,8 +187,8 @@ def select(selection: Selection, components: ComponentMap) -> Population:
         if not left[kind]:
             raise InputError(
                 f"the selection (components {list(selection.components) or 'all'}, layers "
-                f"{selection.layers or 'all'!r}, modules {selection.modules or 'all'!r}) leaves no {kind} of "
-                f"{components.architecture} to put a fault in: widen it"
+                f"{selection.layers or 'all'!r}, modules {selection.modules or 'all'!r}, pattern {selection.pattern}, "
+                f"span {selection.span}) leaves no {kind} of {components.architecture} to put a fault in: widen it"
             )
     return Population(
         parameters if "weight" in selection.sites else (),

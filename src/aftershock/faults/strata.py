@@ -7,6 +7,7 @@ draw of the whole one, given that it falls there. Strata are groups of cells.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from typing import Literal
 
 import numpy as np
@@ -80,9 +81,10 @@ def stratify(
     steps the selection asks for; without them a trial's stage is drawn from the others. Raises InputError where a
     trial can have more than one fault or bit, since its faults may then lie in several strata.
     """
-    if selection.count > 1 or selection.rate is not None or selection.bits_per_word > 1:
+    one = (selection.count, selection.bits_per_word, selection.pattern) == (1, 1, "word")
+    if not one or selection.rate is not None:
         raise InputError(
-            "a stratified plan puts one fault into one word or bit: leave count, rate and bits_per_word out"
+            "a stratified plan puts one fault into one word or bit: leave count, rate, bits_per_word and pattern out"
         )
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in _cells(selection, population, number_format, by, decode_chance):
@@ -187,8 +189,9 @@ def _component_chances(
     """The chance of each component, as the selection draws a site and a value in it."""
     sizes: dict[str, int] = {}
     for site in sites:
-        size = site.numel if isinstance(site, ParameterSite) else site.features
-        sizes[site.component] = sizes.get(site.component, 0) + (1 if selection.draw == "by_tensor" else size)
+        sizes[site.component] = sizes.get(site.component, 0) + (
+            1 if selection.draw == "by_tensor" else prod(site.shape)
+        )
     total = sum(sizes.values())
     for component, size in sizes.items():
         yield component, 1 / len(sizes) if selection.draw == "by_component" else size / total

@@ -98,6 +98,11 @@ class OutputSite:
     rows: Rows
     layout: str
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the share that one token has."""
+        return (self.features,)
+
 
 CachePart = Literal["key", "value"]
 
@@ -117,9 +122,9 @@ class CacheSite:
     component: str = "kv"
 
     @property
-    def features(self) -> int:
-        """Number of words kept of a token."""
-        return self.heads * self.channels
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what is kept of a token."""
+        return self.heads, self.channels
 
 
 @dataclass(frozen=True)

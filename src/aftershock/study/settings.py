@@ -127,14 +127,16 @@ class StudySettings(_Table):
             raise ValueError(
                 "your own fault list runs as it stands, so leave until and plan out: they need drawn faults"
             )
-        several = faults.count > 1 or faults.rate is not None
+        several = faults.count > 1 or faults.rate is not None or faults.pattern != "word"
         if rule is not None and rule.ranks and several:
-            raise ValueError('until = "rank components" needs one fault a trial: leave count and rate out of [faults]')
-        one_flip = (faults.corruption, faults.bits_per_word, faults.count, faults.rate) == ("flip", 1, 1, None)
+            raise ValueError(
+                'until = "rank components" needs one fault a trial: leave count, rate and pattern out of [faults]'
+            )
+        one_flip = (faults.corruption, faults.bits_per_word, faults.rate) == ("flip", 1, None) and not several
         if self.search.values and (self.fault_list or faults.sites != ("weight",) or not one_flip):
             raise ValueError(
                 'a search for boundary bits flips one bit of one stored value: set sites = ["weight"] under [faults], '
-                "leave corruption, bits_per_word, count and rate out, and give no fault list"
+                "leave corruption, bits_per_word, pattern, count and rate out, and give no fault list"
             )
         if self.search.values and self.run.in_rounds:
             raise ValueError("a search chooses its own trials: leave until and plan out, or search")
