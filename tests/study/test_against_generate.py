@@ -87,6 +87,10 @@ def test_the_conclusion_says_what_can_not_be_told():
     assert "a smaller one is not" in same.text()
     apart = against_generate(study(*[[(MASKED, WRONG, WRONG)]] * 20))
     assert "the SDC rates differ: generate's less the records' is +100.00 points" in apart.sdc.conclusion
+    assert "still holds zero" not in apart.sdc.conclusion
+    close = apart.sdc.model_copy(update={"low": -0.01})
+    assert "(95 % interval -1.00 to " in close.conclusion
+    assert "still holds zero)" in close.conclusion
 
 
 def test_without_an_eligible_or_any_answer_nothing_is_made_up():

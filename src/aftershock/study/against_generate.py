@@ -41,9 +41,11 @@ class SdcTest(Record):
         """What the test tells, in plain words."""
         between = f"{100 * self.low:+.2f} to {100 * self.high:+.2f} points"
         if self.p_value < SIGNIFICANT:
+            # The interval allows for outcomes that so few trials have not shown; exchanging what was seen does not.
+            zero = ", which allows for few trials and so still holds zero" if self.low <= 0 <= self.high else ""
             return (
                 f"the SDC rates differ: generate's less the records' is {100 * self.difference:+.2f} points "
-                f"(95 % interval {between})"
+                f"(95 % interval {between}{zero})"
             )
         return (
             "no difference of the SDC rates was found; with so many answers one outside the 95 % interval of "
