@@ -1,19 +1,21 @@
 """Holding faults against a model: what is missing is refused, what is there gets its labels."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aftershock.errors import InputError
 from aftershock.faults import (
     ActivationSite,
+    Entry,
     Fault,
     Flip,
     Labels,
     Trigger,
     WeightSite,
     check,
-    column,
+    column_of,
     labels,
     output_site,
     parameter_site,
@@ -21,7 +23,7 @@ from aftershock.faults import (
     parse_faults,
     splits,
 )
-from aftershock.models import FIRST_TOKEN, PREFILL, ComponentMap, decode
+from aftershock.models import FIRST_TOKEN, PREFILL, ComponentMap, align, decode
 from aftershock.numerics import format_of
 from tiny_models import tiny_loaded
 
@@ -158,20 +160,35 @@ def test_only_weight_faults_cut_a_run() -> None:
 
 @given(st.integers(1, 60), st.floats(0, 1, exclude_max=True))
 def test_a_share_of_the_prompt_is_one_of_its_prefill_tokens(length: int, share: float) -> None:
-    token = column(PREFILL, share, length)
-    assert token == -1 if length == 1 else 0 <= token < length - 1
+    token = Entry(PREFILL, share).place(length)
+    assert token is None if length == 1 else token in range(length - 1)
 
 
 @given(st.integers(1, 20), st.integers(0, 30))
 def test_a_token_beyond_the_prompt_is_nowhere(length: int, token: int) -> None:
-    assert column(PREFILL, token, length) == (token if token < length - 1 else -1)
+    assert Entry(PREFILL, token).place(length) == (token if token < length - 1 else None)
 
 
 def test_every_share_of_the_prompt_is_equally_wide() -> None:
-    struck = [column(PREFILL, number / 700, 8) for number in range(700)]
+    struck = [Entry(PREFILL, number / 700).place(8) for number in range(700)]
     assert [struck.count(token) for token in range(7)] == [100] * 7
 
 
 def test_later_passes_have_one_token_each() -> None:
-    assert column(FIRST_TOKEN, None, 5) == 4
-    assert column(decode(3), None, 5) == 7
+    assert Entry(FIRST_TOKEN).place(5) == 4
+    assert Entry(decode(3)).place(5) == 7
+
+
+def test_a_token_has_a_column_in_each_row() -> None:
+    block = align([(5, 6, 7), (8, 9), (10,)], [(20,), (), ()], torch.device("cpu"))
+    for entry, columns in (
+        (Entry(PREFILL, 1), [1, None, None]),
+        (Entry(PREFILL, 0.5), [1, 1, None]),
+        (Entry(FIRST_TOKEN), [2, 2, 2]),
+        (Entry(decode(2)), [4, 4, 4]),
+    ):
+        assert [column_of(entry, block, row) for row in range(3)] == columns
+    activation, word = (
+        parse_fault(f"{site} flip 1 at decode:2") for site in ("activation m[1]", "key m[1,3] of prefill:0.5")
+    )
+    assert (activation.entry, word.entry) == (Entry(decode(2)), Entry(PREFILL, 0.5))

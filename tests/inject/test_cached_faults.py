@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from live_models import CONTEXTS, block_of, hooked, model_of
+from live_models import CONTEXTS, all_words, block_of, hooked, model_of, same_words
 from transformers import DynamicCache
 
 from aftershock.errors import ContractError, InputError
@@ -98,7 +98,12 @@ def test_a_word_that_goes_wrong_later_is_one_changed_by_hand(family: str, trigge
     real = block.mask[:, 4:].bool()
     torch.testing.assert_close(logits[real], torch.cat(found[1:], dim=1)[real], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(logits[real], clean[real], rtol=1e-3, atol=1e-4)
-    assert {(one.row, one.index) for one in injection.struck} == {(0, (2, 1, 3)), (1, (0, 1, 3)), (3, (1, 1, 3))}
+    # Rows whose answers have ended by then read nothing.
+    reading = [row for row in (0, 1, 3) if block.answer_lengths[row] >= fault.first - 1]
+    assert {(one.row, one.index) for one in injection.struck} == {
+        (row, ((2, 0, None, 1)[row], 1, 3)) for row in reading
+    }
+    assert injection.reached_rows == set(reading)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -122,9 +127,9 @@ def test_a_read_that_goes_wrong_leaves_the_cache_as_it_was(family: str) -> None:
         assert torch.equal(states_under(f"{line} {transient}"), clean)
         # Two faults of one word are undone in turn.
         assert torch.equal(states_under(f"{line} {transient} & {line.replace('5.0', '7.0')} {transient}"), clean)
-    for lasting in ("always", "from decode:2"):
+    for lasting, rows in (("always", range(4)), ("from decode:2", (0, 2))):
         wrong = (states_under(f"{line} {lasting}") != clean).nonzero()
-        assert wrong.tolist() == [[1, row, 1, 4, 3] for row in range(4)]
+        assert wrong.tolist() == [[1, row, 1, 4, 3] for row in rows]
     assert hooked(model) == {}
 
 
@@ -155,17 +160,43 @@ def test_only_the_rows_named_are_struck() -> None:
 
 
 def test_a_token_that_a_sliding_layer_has_let_go_is_not_struck() -> None:
-    model = tiny_loaded("gemma3")
-    (sliding, _) = dict.fromkeys(site.module for site in model.components.cached)
-    block = align([tuple(range(5, 30))], [()], model.device)
-    struck = {}
-    for begin in ("from decode:1", "always"):
-        faults = parse_faults(f"value {sliding}[0,3] of prefill:0 replace 9.0 {begin}")
+    model = model_of("gemma3")
+    (sliding, full) = dict.fromkeys(site.module for site in model.components.cached)
+    context, answer = tuple(range(5, 30)), (40, 41, 42)
+
+    def written(line: str) -> int:
+        faults = parse_faults(line)
         with Injection(model, faults) as injection:
+            block = align([context], [()], model.device)
             generate(model, block, [4], [()], splits(faults), injection.begin_pass)
-        struck[begin] = len(injection.struck)
-    # Its window is 16 tokens, the prompt 25.
-    assert struck == {"from decode:1": 0, "always": 1}
+        return len(injection.struck)
+
+    def given(line: str) -> int:
+        faults = parse_faults(line)
+        with Injection(model, faults) as injection:
+            block = align([context], [answer], model.device)
+            teacher_forced(model, block, splits(faults), injection.begin_pass)
+        return len(injection.struck)
+
+    # The window of 16 tokens that ends with the first token of the answer, number 25, begins with number 10.
+    for attention, entry, begin, struck in (
+        (sliding, "prefill:9", "from decode:1", 0),
+        (sliding, "prefill:10", "from decode:1", 1),
+        (sliding, "prefill:10", "from decode:2", 0),
+        (sliding, "prefill:0", "always", 1),
+        (full, "prefill:0", "from decode:1", 1),
+    ):
+        line = f"value {attention}[0,3] of {entry} replace 9.0 {begin}"
+        assert (written(line), given(line)) == (struck, struck)
+
+
+def test_a_nan_that_a_sliding_layer_has_let_go_reaches_nothing() -> None:
+    model = model_of("gemma3")
+    block = align([tuple(range(5, 30))], [(40, 41, 42)], model.device)
+    faults = parse_faults("value model.layers.0.self_attn[0,3] of prefill:4 replace nan from decode:1")
+    with Injection(model, faults) as injection:
+        logits = teacher_forced(model, block, splits(faults), injection.begin_pass)
+    assert torch.equal(logits, teacher_forced(model, block, splits(faults), lambda call: None))
 
 
 def test_a_fault_that_ends_when_its_word_is_let_go_leaves_the_other_words_alone() -> None:
@@ -199,12 +230,70 @@ def test_what_was_due_and_did_not_run_is_an_error() -> None:
         with pytest.raises(ContractError, match=reason), Injection(model, faults) as injection:
             injection.begin_pass(call)
     faults = parse_faults(f"key {ATTENTION}[1,3] of first_token flip 1")
-    injection = Injection(model, faults).__enter__()
-    injection.begin_pass(call)
+
+    def without_cache() -> None:
+        with Injection(model, faults) as injection:
+            injection.begin_pass(call)
+            model.module(input_ids=block_of(model).tokens, use_cache=False)
+
+    def without_pass() -> None:
+        with Injection(model, faults):
+            model.module(input_ids=block_of(model).tokens)
+
     with pytest.raises(ContractError, match="ran without a cache"):
-        model.module(input_ids=block_of(model).tokens, use_cache=False)
-    injection.__exit__(None, None, None)
+        without_cache()
+    with pytest.raises(ContractError, match="none was announced"):
+        without_pass()
     assert hooked(model) == {}
+
+
+def test_attention_that_never_writes_to_its_cache_is_an_error() -> None:
+    model = tiny_loaded("llama")
+    model.module.get_submodule(ATTENTION).forward = lambda hidden_states, **_: (hidden_states, None)
+    with pytest.raises(ContractError, match="or wrote to its cache"):
+        forced(model, f"key {ATTENTION}[1,3] of first_token flip 1")
+
+
+def test_what_can_not_be_put_back_stops_nothing_else() -> None:
+    model = model_of("llama")
+    before, cache = all_words(model), DynamicCache(config=model.module.config)
+    faults = parse_faults(
+        f"weight {ATTENTION}.q_proj.weight[3,4] replace 9.0 & "
+        "value model.layers.0.self_attn[1,3] of first_token add 9.0 from prefill to decode:9 & "
+        "value model.layers.1.self_attn[1,3] of first_token add 9.0 from prefill to decode:9"
+    )
+    block = align([CONTEXTS[0]], [()], model.device)
+    injection = Injection(model, faults)
+
+    def emptied() -> None:
+        with injection:
+            for call in cut(block, frozenset()):
+                injection.begin_pass(call)
+                model.module(input_ids=block.tokens, past_key_values=cache)
+            cache.layers[1].reset()
+
+    with torch.inference_mode(), pytest.raises(AttributeError, match="shape"):
+        emptied()
+    assert same_words(model, before)
+    (struck, _) = (one for one in injection.struck if one.row is not None)
+    assert float(cache.layers[0].values[0, 1, 4, 3]) == struck.old_value
+
+
+def test_a_word_that_can_not_be_written_back_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stuck:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self._words = words(tensor)
+
+        def __getitem__(self, index: tuple[torch.Tensor, ...]) -> torch.Tensor:
+            return self._words[index]
+
+        def __setitem__(self, index: tuple[torch.Tensor, ...], value: torch.Tensor) -> None:
+            pass
+
+    monkeypatch.setattr("aftershock.inject.cached.words", Stuck)
+    for trigger in ("from prefill to decode:9", "at decode:1"):
+        with pytest.raises(ContractError, match="did not restore"):
+            forced(model_of("llama"), f"key {ATTENTION}[1,3] of prefill:0 add 9.0 {trigger}")
 
 
 @pytest.mark.parametrize(

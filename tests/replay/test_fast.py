@@ -161,6 +161,15 @@ def test_our_own_errors_are_not_taken_for_the_models(shapes: Shapes, monkeypatch
         list(executor.trials([Job(0, batch, parse_faults(f"weight {UP}[3,4] replace 40.0"))]))
 
 
+def test_trials_on_one_word_share_a_run() -> None:
+    model = model_of("llama")
+    (batch,) = batches_of(model, [generation(str(n), f"Prompt {n}", 6) for n in range(2)])
+    lines = [VALUE, f"{VALUE} from first_token"]
+    different, left = disagreements(model, [Job(line, batch, parse_faults(line)) for line in lines], IN_COMPANY)
+    assert different == []
+    assert left > 2
+
+
 def in_cache(model: LoadedModel, trigger: str) -> list[Job]:
     """Faults in keys and in values, on each batch."""
     jobs = []
@@ -184,6 +193,7 @@ def test_faults_in_the_cache_agree_too(family: str, dtype: torch.dtype, trigger:
 
 UP, NORM, TABLE = "model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"
 ATTENTION = "model.layers.0.self_attn"
+VALUE = f"value {ATTENTION}[1,3] of first_token flip 30"
 LINES = [
     f"weight {UP}[3,4] replace 40.0 & weight {UP}[3,5] replace -40.0",
     f"weight {UP}[3,4] replace 40.0 & weight {NORM}[2] replace 9.0",
@@ -313,6 +323,8 @@ def test_experts_see_all_rows_so_their_answers_are_decoded_as_one_batch() -> Non
         # Token 5 is in the block, token 50 is not; the tensor is lm_head's too.
         (f"weight {TABLE}[5,3] flip 1", (0, None)),
         (f"weight {TABLE}[50,3] flip 1", (2, None)),
+        ("key model.layers.1.self_attn[1,3] of first_token flip 1", (1, 1)),
+        (f"value {ATTENTION}[1,3] of first_token flip 1 & weight {UP}[3,4] flip 1", (0, 1)),
     ],
 )
 def test_layers_that_a_fault_can_change(line: str, layers: tuple[int, int | None]) -> None:
@@ -320,6 +332,32 @@ def test_layers_that_a_fault_can_change(line: str, layers: tuple[int, int | None
     block = align([[5, 6, 7], [8, 9]], [[10], []], model.device)
     reach = reach_of(parse_faults(line), model, block)
     assert (reach.first, reach.last) == layers
+
+
+@pytest.mark.parametrize(
+    ("line", "columns"),
+    [
+        (f"weight {UP}[3,4] flip 1", (0, 6)),
+        (f"weight {UP}[3,4] flip 1 from decode:1 to decode:2", (3, 4)),
+        ("activation model.layers.0[3] flip 1 at prefill:0", (0, 2)),
+        ("activation model.layers.0[3] flip 1 at decode:2", (4, 5)),
+        ("activation model.layers.0[3] flip 1 at decode:4", (6, 6)),
+        # A word of the cache is read after it is written.
+        (f"key {ATTENTION}[1,3] of prefill:1 flip 1", (1, 6)),
+        (f"key {ATTENTION}[1,3] of first_token flip 1 from decode:2", (4, 6)),
+        (f"value {ATTENTION}[1,3] of prefill:0 flip 1 from prefill to decode:2", (0, 4)),
+        (f"value {ATTENTION}[1,3] of prefill:0 flip 1 at decode:2", (4, 5)),
+        (f"value {ATTENTION}[1,3] of prefill:0 flip 1 at decode:4", (6, 6)),
+        (f"value {ATTENTION}[1,3] of prefill:9 flip 1", (6, 6)),
+        # What is written back was written under the other fault.
+        (f"activation {ATTENTION}.v_proj[11] flip 1 at first_token & {VALUE} at first_token", (2, 6)),
+    ],
+)
+def test_columns_that_a_fault_can_change(line: str, columns: tuple[int, int]) -> None:
+    model = model_of("llama")
+    block = align([[5, 6, 7], [8, 9]], [[10, 11, 12], []], model.device)
+    reach = reach_of(parse_faults(line), model, block)
+    assert (reach.start, reach.stop) == columns
 
 
 def test_a_trial_alone_is_the_trial_in_company() -> None:
@@ -426,6 +464,13 @@ HELD, ABSENT = "model.embed_tokens.weight[5,3]", "model.embed_tokens.weight[50,3
         ("qwen3", f"weight {ABSENT} replace 9.0 & weight {UP}[3,4] add 0.0", "converged"),
         ("qwen3", f"weight {ABSENT} replace 9.0 & weight {UP}[3,4] flip 30", None),
         ("qwen3", f"weight {HELD} replace 9.0", None),
+        ("llama", VALUE, None),
+        ("llama", f"key {ATTENTION}[1,3] of first_token add 0.0", "converged"),
+        ("llama", f"key {ATTENTION}[1,3] of decode:40 flip 30", "not_activated"),
+        ("llama", f"{VALUE} from decode:1 to decode:3", None),
+        ("llama", f"{VALUE} from decode:40", "not_activated"),
+        # The second undoes the first as long as it lasts.
+        ("llama", f"activation {ATTENTION}.v_proj[11] flip 30 at first_token & {VALUE} at first_token", None),
     ],
 )
 @pytest.mark.parametrize("shapes", [SHORT_CALLS, IN_COMPANY])

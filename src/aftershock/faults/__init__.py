@@ -27,8 +27,9 @@ from aftershock.faults.grammar import (
 )
 from aftershock.faults.resolve import (
     Labels,
+    cache_site,
     check,
-    column,
+    column_of,
     labels,
     output_site,
     parameter_site,
@@ -63,9 +64,10 @@ __all__ = [
     "StuckAt",
     "Trigger",
     "WeightSite",
+    "cache_site",
     "cell_faults",
     "check",
-    "column",
+    "column_of",
     "distinct",
     "format_faults",
     "labels",

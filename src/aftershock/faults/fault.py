@@ -36,8 +36,9 @@ class ActivationSite:
 
 @dataclass(frozen=True)
 class Entry:
-    """The token whose entry in the key-value cache is meant: the pass that writes it and, in prefill, `token` as
-    `Trigger` takes it. Raises InputError for a token outside prefill, or that is none of its tokens."""
+    """One token of each row, whose entry in the key-value cache or whose activation is meant: the pass that it runs in
+    and, in prefill, `token` as `Trigger` takes it. Raises InputError for a token outside prefill, or that is none of
+    its tokens."""
 
     number: int
     token: int | float | None = None
@@ -48,6 +49,15 @@ class Entry:
         if (self.number == PREFILL) != (self.token is not None):
             raise InputError("prefill has many tokens and the other passes one: write 'prefill:0.5', 'decode:3'")
         _check_token(self.token)
+
+    def place(self, context_length: int) -> int | None:
+        """The token's number in a row, counted from the first of its context, which has one token less in prefill than
+        in all; None where prefill has no such token."""
+        tokens = context_length - 1
+        if self.token is None:
+            return tokens + self.number - FIRST_TOKEN
+        place = self.token if isinstance(self.token, int) else int(self.token * tokens)
+        return place if place < tokens else None
 
     def __str__(self) -> str:
         return pass_name(self.number) + ("" if self.token is None else f":{self.token!r}")
@@ -220,6 +230,14 @@ class Fault:
     def first(self) -> int:
         """The first pass in which the fault is present: a word of the cache can't be wrong before it is written."""
         return max(self.trigger.first, self.site.entry.number if isinstance(self.site, CachedSite) else PREFILL)
+
+    @property
+    def entry(self) -> Entry:
+        """The token whose word of the cache or whose activation is struck; weights belong to no token."""
+        if isinstance(self.site, CachedSite):
+            return self.site.entry
+        assert isinstance(self.site, ActivationSite)
+        return Entry(self.trigger.first, self.trigger.token)
 
     def __str__(self) -> str:
         return f"{self.site} {self.corruption} {self.trigger}"

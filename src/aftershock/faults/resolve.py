@@ -6,8 +6,8 @@ from difflib import get_close_matches
 import numpy as np
 
 from aftershock.errors import InputError
-from aftershock.faults.fault import ActivationSite, CachedSite, Fault, Flip, StuckAt, WeightSite
-from aftershock.models import FIRST_TOKEN, PREFILL, CacheSite, ComponentMap, OutputSite, ParameterSite, stage_of
+from aftershock.faults.fault import ActivationSite, CachedSite, Entry, Fault, Flip, StuckAt, WeightSite
+from aftershock.models import PREFILL, Block, CacheSite, ComponentMap, OutputSite, ParameterSite, stage_of
 from aftershock.numerics import NumberFormat
 
 SEVERAL = "several"
@@ -181,14 +181,8 @@ def _splits(fault: Fault) -> frozenset[int]:
     return fault.trigger.boundaries if late else fault.trigger.boundaries - {fault.trigger.first}
 
 
-def column(trigger_first: int, token: int | float | None, context_length: int) -> int:
-    """Column, counted from the context's first token, that a transient activation fault strikes.
-
-    Prefill has `context_length - 1` tokens. Returns -1 where the context has no such token.
-    """
-    if trigger_first != PREFILL:
-        return context_length - 1 + (trigger_first - FIRST_TOKEN)
-    tokens = context_length - 1
-    assert token is not None
-    position = token if isinstance(token, int) else int(token * tokens)
-    return position if position < tokens else -1
+def column_of(entry: Entry, block: Block, row: int) -> int | None:
+    """Column of a block in which a row has a token; None where its context has no such token. A column past the row's
+    answer, or the block, is that of a token not fed."""
+    place = entry.place(block.context_lengths[row])
+    return None if place is None else block.first_column(row) + place

@@ -1,6 +1,7 @@
 """Faults in the key-value cache: a word is struck as it is written, or later where it lies."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,28 +9,17 @@ import torch
 from torch.utils.hooks import RemovableHandle
 from transformers import Cache
 
-from aftershock.errors import ContractError, InputError
-from aftershock.faults import CachedSite, Fault, column
+from aftershock.errors import ContractError
+from aftershock.faults import CachedSite, Fault, cache_site
+from aftershock.inject.due import Claims, Due, due_rows
 from aftershock.inject.struck import Struck, strike
 from aftershock.models import ColumnCache, LoadedModel, Pass
 from aftershock.numerics import words
 
 
 @dataclass(frozen=True)
-class _Due:
-    """A fault that the next forward call must strike, at one column in each of some rows; `places` are those of the
-    rows in the tensor that is struck: what the call writes, or (`stored`) what calls before it wrote."""
-
-    fault: int
-    stored: bool
-    rows: list[int]
-    places: list[int]
-    columns: list[int]
-
-
-@dataclass(frozen=True)
-class _Held:
-    """Words of a cache that a fault with an end replaced."""
+class _Replaced:
+    """Words of a cache that a fault with an end took the place of."""
 
     cache: Cache
     rows: list[int]
@@ -43,19 +33,25 @@ class CachedFaults:
     A fault that is there from its entry's own pass on is struck as the entry is written, one that begins later in the
     cache, before the first call that reads it so. Where rows share a context its keys and values are one row's, and
     the others hold what that one wrote. A word of a fault that ends is written back before the first call after it, or
-    by `put_back`; a cache is one trial's, so the others need not be.
+    by `put_back`, since answers go on from a run's keys and values after the faults are gone from the model. A cache is
+    one trial's, so words of faults that last need not be.
 
-    Raises InputError when faults on one word overlap in part, since undoing one would undo the other.
+    Raises InputError when faults on one word overlap in part; `begin_pass` does where they spell its token differently.
     """
 
     def __init__(self, model: LoadedModel, faults: Sequence[Fault], rows: Sequence[range]) -> None:
-        _refuse_overlaps(faults)
         self._model, self._rows = model, rows
         self._sites = {number: fault.site for number, fault in enumerate(faults) if isinstance(fault.site, CachedSite)}
+        self._kept = {number: cache_site(faults[number], model.components) for number in self._sites}
         self._faults = {number: faults[number] for number in self._sites}
-        self._due: dict[str, list[_Due]] = {}
+        self._claims = Claims()
+        for number, fault in self._faults.items():
+            self._claims.add((fault.site, rows[number]), fault)
+        # By attention: faults due in what it writes, and in what is stored for it; faults that are over.
+        self._written: dict[str, list[Due]] = {}
+        self._stored: dict[str, list[Due]] = {}
         self._over: dict[str, list[int]] = {}
-        self._held: dict[int, list[_Held]] = {}
+        self._replaced: dict[int, list[_Replaced]] = {}
         self._pass: Pass | None = None
         self.struck: list[Struck] = []
         self.reached: set[int] = set()
@@ -68,8 +64,9 @@ class CachedFaults:
 
     def missed(self) -> list[int]:
         """Faults that were due in a call and did not fire; they are forgotten."""
-        found = [due.fault for module in self._due.values() for due in module]
-        self._due.clear()
+        found = [due.fault for dues in (*self._stored.values(), *self._written.values()) for due in dues]
+        self._stored.clear()
+        self._written.clear()
         return found
 
     def begin_pass(self, call: Pass) -> None:
@@ -77,140 +74,115 @@ class CachedFaults:
         self._pass = call
         self._over.clear()
         for number, fault in self._faults.items():
-            end = fault.trigger.end
+            module, end = self._sites[number].module, fault.trigger.end
             if end is not None and call.first < end <= call.last:
                 raise ContractError(f"'{fault}' ends inside a forward call: cut the run there")
             if end is not None and end <= call.first:
-                self._over.setdefault(self._sites[number].module, []).append(number)
-                continue
-            due = self._due_in(number, call)
-            if due.rows:
-                self._due.setdefault(self._sites[number].module, []).append(due)
+                if number in self._replaced:
+                    self._over.setdefault(module, []).append(number)
+            elif fault.first == fault.entry.number:
+                if call.first <= fault.first <= call.last:
+                    columns = range(call.start, call.stop)
+                    due = due_rows(number, fault.entry, self._rows[number], call, call.rows, columns)
+                    self._note(due, self._written)
+            elif call.first == fault.first:
+                every, columns = range(call.block.rows), _seen_before(call, self._kept[number].window)
+                self._note(due_rows(number, fault.entry, self._rows[number], call, every, columns), self._stored)
+            elif call.first < fault.first <= call.last:
+                raise ContractError(f"'{fault}' begins inside a forward call: cut the run there")
 
     @torch.inference_mode()
     def put_back(self) -> None:
         """Write back the words of every fault that has an end."""
-        for number in sorted(self._held, reverse=True):
-            self._restore(number)
+        # All of them, whatever one of them raises; the last written first.
+        with ExitStack() as restoring:
+            for number in sorted(self._replaced):
+                restoring.callback(self._restore, number)
 
-    def _due_in(self, number: int, call: Pass) -> _Due:
-        fault, entry, block = self._faults[number], self._sites[number].entry, call.block
-        stored = fault.first > entry.number
-        due = _Due(number, stored, [], [], [])
-        if stored and call.first < fault.first <= call.last:
-            raise ContractError(f"'{fault}' begins inside a forward call: cut the run there")
-        if stored and call.first != fault.first:
-            return due
-        rows = range(block.rows) if stored else call.rows
-        for place, row in enumerate(rows):
-            length = block.context_lengths[row]
-            token = column(entry.number, entry.token, length)
-            at = block.context_width - length + token
-            here = at < call.start if stored else call.start <= at < call.stop
-            written = token >= 0 and block.holds(row, range(at, at + 1))
-            if row in self._rows[number] and here and written and call.active[row]:
-                due.rows.append(row)
-                due.places.append(place)
-                due.columns.append(at)
-        return due
+    def _note(self, due: Due, dues: dict[str, list[Due]]) -> None:
+        site, fault = self._sites[due.fault], self._faults[due.fault]
+        for row, at in zip(due.rows, due.columns, strict=True):
+            self._claims.add((site.part, site.module, site.head, site.channel, row, at), fault)
+        if due.rows:
+            dues.setdefault(site.module, []).append(due)
 
     def _hook(self, name: str) -> Callable[..., Any]:
         def before(module: torch.nn.Module, arguments: Any, keywords: dict[str, Any]) -> Any:
             # The last written first, where several are of one word.
             for number in reversed(self._over.pop(name, ())):
                 self._restore(number)
-            due = self._due.pop(name, ())
-            if not due:
+            waiting = [*self._stored.get(name, ()), *self._written.get(name, ())]
+            if not waiting:
                 return None
             given = next((key for key, value in keywords.items() if isinstance(value, Cache)), None)
             if given is None:
-                raise ContractError(f"'{self._faults[due[0].fault]}' was due, but {name} ran without a cache")
+                raise ContractError(f"'{self._faults[waiting[0].fault]}' was due, but {name} ran without a cache")
             cache = keywords[given]
-            for one in due:
-                if one.stored:
-                    self._strike_stored(one, cache)
-            writing = _Writing(cache, lambda keys, values: self._strike_written(due, cache, keys, values))
+            for due in self._stored.pop(name, ()):
+                self._strike_stored(due, cache)
+            writing = _Writing(cache, lambda keys, values: self._strike_written(name, cache, keys, values))
             return arguments, {**keywords, given: writing}
 
         return before
 
-    def _strike_stored(self, due: _Due, cache: Cache) -> None:
-        states, first = self._stored(due.fault, cache)
-        # A layer that slides has let go of what it can't see any more.
-        kept = [number for number, at in enumerate(due.columns) if at >= first]
-        rows, columns = [due.rows[number] for number in kept], [due.columns[number] for number in kept]
-        if kept:
-            old = self._strike(due.fault, states, rows, rows, columns, first)
-            self._hold(due.fault, cache, rows, columns, old)
+    def _strike_stored(self, due: Due, cache: Cache) -> None:
+        states, first = self._states(due.fault, cache)
+        old = self._strike(due, states, first)
+        if self._faults[due.fault].trigger.end is not None:
+            self._replaced.setdefault(due.fault, []).append(_Replaced(cache, due.rows, due.columns, old))
 
-    def _strike_written(self, dues: Sequence[_Due], cache: Cache, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def _strike_written(self, name: str, cache: Cache, keys: torch.Tensor, values: torch.Tensor) -> None:
         call = self._pass
         assert call is not None
-        for due in dues:
-            if due.stored:
-                continue
-            states = keys if self._sites[due.fault].part == "key" else values
-            old = self._strike(due.fault, states, due.rows, due.places, due.columns, call.start)
-            runners = call.runner.tolist()
-            for word, place, at in zip(torch.split(old, 1), due.places, due.columns, strict=True):
-                holders = [row for row, runner in enumerate(runners) if runner == place]
-                self._hold(due.fault, cache, holders, [at] * len(holders), word.expand(len(holders)))
+        for due in self._written.pop(name, ()):
+            old = self._strike(due, keys if self._sites[due.fault].part == "key" else values, call.start)
+            if self._faults[due.fault].trigger.end is not None:
+                # Every row for which a struck one runs holds the word.
+                places = torch.tensor(due.places, device=call.runner.device)
+                rows, words_struck = (call.runner[:, None] == places).nonzero().unbind(1)
+                columns = [due.columns[number] for number in words_struck.tolist()]
+                replaced = _Replaced(cache, rows.tolist(), columns, old[words_struck.to(old.device)])
+                self._replaced.setdefault(due.fault, []).append(replaced)
 
-    def _strike(
-        self, number: int, states: torch.Tensor, rows: list[int], places: list[int], columns: list[int], first: int
-    ) -> torch.Tensor:
-        """Strike keys or values, shape (rows, heads, columns, channels), that begin with column `first`."""
-        fault, site, call = self._faults[number], self._sites[number], self._pass
+    def _strike(self, due: Due, states: torch.Tensor, first: int) -> torch.Tensor:
+        """Strike keys or values, shape (rows, heads, columns, channels), that begin with column `first`; the old
+        words."""
+        fault, site, call = self._faults[due.fault], self._sites[due.fault], self._pass
         assert call is not None
-        index = _index(site, states, places, [at - first for at in columns])
-        old, changes = strike(states, index, [fault] * len(places))
-        self.reached.update(rows)
-        for row, at, change in zip(rows, columns, changes, strict=True):
-            token = at - (call.block.context_width - call.block.context_lengths[row])
-            place = (token, site.head, site.channel)
-            self.struck.append(Struck(number, f"{site.module}.{site.part}", place, row, *change))
+        index = _index(site, states, due.places, [at - first for at in due.columns])
+        old, changes = strike(states, index, [fault] * len(due.places))
+        self.reached.update(due.rows)
+        for row, at, change in zip(due.rows, due.columns, changes, strict=True):
+            place = (at - call.block.first_column(row), site.head, site.channel)
+            self.struck.append(Struck(due.fault, f"{site.module}.{site.part}", place, row, *change))
         return old
 
-    def _hold(self, number: int, cache: Cache, rows: list[int], columns: list[int], old: torch.Tensor) -> None:
-        if self._faults[number].trigger.end is not None:
-            self._held.setdefault(number, []).append(_Held(cache, rows, columns, old))
-
     def _restore(self, number: int) -> None:
-        for held in reversed(self._held.pop(number, [])):
-            states, first = self._stored(number, held.cache)
-            kept = [place for place, at in enumerate(held.columns) if at >= first]
-            rows, columns = [held.rows[place] for place in kept], [held.columns[place] - first for place in kept]
+        for replaced in self._replaced.pop(number):
+            states, first = self._states(number, replaced.cache)
+            # A layer that slides may have let go of some since.
+            kept = [place for place, at in enumerate(replaced.columns) if at >= first]
+            rows = [replaced.rows[place] for place in kept]
+            columns = [replaced.columns[place] - first for place in kept]
             index = _index(self._sites[number], states, rows, columns)
-            stored, old = words(states), held.old[kept]
+            stored, old = words(states), replaced.old[kept]
             stored[index] = old
             if not torch.equal(stored[index], old):
                 raise ContractError(f"undo of '{self._faults[number]}' did not restore its words")
 
-    def _stored(self, number: int, cache: Cache) -> tuple[torch.Tensor, int]:
+    def _states(self, number: int, cache: Cache) -> tuple[torch.Tensor, int]:
         """The keys or values that the cache holds, and the column of the first of them."""
-        site, call = self._sites[number], self._pass
-        assert call is not None
-        layer = next(one.layer for one in self._model.components.cached if one.module == site.module)
+        layer, part = self._kept[number].layer, self._kept[number].part
         if isinstance(cache, ColumnCache):
-            return cache.stored(layer)[site.part == "value"], 0
+            return cache.stored(layer)[part == "value"], 0
         kept: Any = cache.layers[layer]
-        states: torch.Tensor = kept.keys if site.part == "key" else kept.values
-        return states, max(0, cache.get_seq_length(layer) - states.shape[2])
+        states: torch.Tensor = kept.keys if part == "key" else kept.values
+        return states, cache.get_seq_length(layer) - states.shape[2]
 
 
-def _refuse_overlaps(faults: Sequence[Fault]) -> None:
-    seen: dict[CachedSite, list[Fault]] = {}
-    for fault in faults:
-        if isinstance(fault.site, CachedSite):
-            for other in seen.setdefault(fault.site, []):
-                if other.trigger != fault.trigger and (
-                    other.trigger.covers(fault.first) or fault.trigger.covers(other.first)
-                ):
-                    raise InputError(
-                        f"fault '{fault}' overlaps in time with another fault on the same word: "
-                        "give them the same trigger or passes apart"
-                    )
-            seen[fault.site].append(fault)
+def _seen_before(call: Pass, window: int | None) -> range:
+    """The columns before a call that its first one sees through a window, which ends with its own."""
+    return range(0 if window is None else max(0, call.start - window + 1), call.start)
 
 
 class _Writing:

@@ -5,7 +5,7 @@ by one hook on the module it belongs to, in the pass it names, a word of the key
 that keeps it. Nothing is copied but the words struck.
 """
 
-from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from aftershock.errors import ContractError, InputError
+from aftershock.errors import ContractError
 from aftershock.faults import (
     ALWAYS,
     ActivationSite,
@@ -22,10 +22,10 @@ from aftershock.faults import (
     Trigger,
     WeightSite,
     check,
-    column,
     output_site,
 )
 from aftershock.inject.cached import CachedFaults
+from aftershock.inject.due import Claims, Due, due_rows
 from aftershock.inject.struck import Struck, strike
 from aftershock.models import LoadedModel, OutputSite, Pass, output_tensor, reroute
 from aftershock.numerics import words
@@ -51,22 +51,11 @@ class _Armed:
     old: torch.Tensor
 
 
-@dataclass(frozen=True)
-class _Due:
-    """An activation fault that the next forward call must strike, at one column in each of some rows; `places` are
-    those of the rows among the rows of the call."""
-
-    fault: int
-    rows: list[int]
-    places: list[int]
-    columns: list[int]
-
-
 class Injection:
     """A fault set armed on a model, as a context manager.
 
     Inside, call `begin_pass` before each forward call (the pass runners of `aftershock.models` take it as
-    `before_pass`). Faults that are present from the start to the end are armed on entry, so they need no
+    `before_pass`). Weight faults that are present from the start to the end are armed on entry, so they need no
     `begin_pass` and work under any code that runs the model. On exit every word is written back and compared.
     `struck` then tells what was hit.
 
@@ -91,7 +80,7 @@ class Injection:
         self._modules = {output.module: model.module.get_submodule(output.module) for output in self._outputs.values()}
         self._hooks: list[RemovableHandle] = []
         self._armed: list[_Armed] = []
-        self._due: dict[str, list[_Due]] = {}
+        self._due: dict[str, list[Due]] = {}
         self._pass: Pass | None = None
         self._struck: list[Struck] = []
         self._reached: set[int] = set()
@@ -140,28 +129,13 @@ class Injection:
         present = {self._rows[number] for armed in self._armed for number in armed.group.faults}
         self._reached.update(row for row in call.rows if any(row in rows for rows in present) and call.takes_part(row))
         for number, output in self._outputs.items():
-            due = self._due_rows(number, call)
-            if due.rows:
-                self._due.setdefault(output.module, []).append(due)
+            entry = self._faults[number].entry
+            if call.first <= entry.number <= call.last:
+                columns = range(call.start, call.stop)
+                due = due_rows(number, entry, self._rows[number], call, call.rows, columns)
+                if due.rows:
+                    self._due.setdefault(output.module, []).append(due)
         self._cached.begin_pass(call)
-
-    def _due_rows(self, number: int, call: Pass) -> _Due:
-        trigger, block, own = self._faults[number].trigger, call.block, self._rows[number]
-        due = _Due(number, [], [], [])
-        if call.first <= trigger.first <= call.last:
-            # Rows stand in order, both in a call and in `own`.
-            first, end = bisect_left(call.rows, own.start), bisect_left(call.rows, own.stop)
-            for place in range(first, end):
-                row = call.rows[place]
-                length = block.context_lengths[row]
-                token = column(trigger.first, trigger.token, length)
-                at = block.context_width - length + token
-                here = call.start <= at < call.stop
-                if token >= 0 and here and call.active[row] and block.holds(row, range(at, at + 1)):
-                    due.rows.append(row)
-                    due.places.append(place)
-                    due.columns.append(at)
-        return due
 
     def _arm_weights(self, begins: Callable[[Trigger], bool]) -> None:
         present = {id(armed.group) for armed in self._armed}
@@ -193,17 +167,23 @@ class Injection:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self._cached.put_back()
-        self._take_back(lambda armed: True)
+        try:
+            self._cached.put_back()
+        finally:
+            self._take_back(lambda armed: True)
 
     def _require_fired(self) -> None:
         missed = [due.fault for module in self._due.values() for due in module] + self._cached.missed()
         self._due.clear()
         if missed:
-            raise ContractError(f"'{self._faults[missed[0]]}' was due in a forward call that never ran its module")
+            raise ContractError(
+                f"'{self._faults[missed[0]]}' was due in a forward call that never ran its module or wrote to its cache"
+            )
 
     def _require_announced(self) -> None:
-        waiting = [fault for fault in self._faults if fault.trigger != ALWAYS]
+        waiting = [
+            fault for fault in self._faults if not (isinstance(fault.site, WeightSite) and fault.trigger == ALWAYS)
+        ]
         if waiting and self._pass is None:
             raise ContractError(f"'{waiting[0]}' waits for a pass, and none was announced with begin_pass")
 
@@ -219,7 +199,7 @@ class Injection:
 
         return struck
 
-    def _strike(self, due: _Due, output: torch.Tensor) -> None:
+    def _strike(self, due: Due, output: torch.Tensor) -> None:
         fault, site, call = self._faults[due.fault], self._outputs[due.fault], self._pass
         assert call is not None
         assert isinstance(fault.site, ActivationSite)
@@ -232,8 +212,7 @@ class Injection:
         _, changes = strike(output, index, [fault] * len(due.rows))
         self._reached.update(due.rows)
         for row, at, change in zip(due.rows, due.columns, changes, strict=True):
-            token = at - (call.block.context_width - call.block.context_lengths[row])
-            place = (token, fault.site.channel)
+            place = (at - call.block.first_column(row), fault.site.channel)
             self._struck.append(Struck(due.fault, fault.site.module, place, row, *change))
 
 
@@ -262,20 +241,14 @@ def _weight_groups(model: LoadedModel, faults: tuple[Fault, ...]) -> tuple[_Weig
     Raises InputError when faults on one word overlap in part, since undoing one would undo the other.
     """
     collected: dict[tuple[str, Trigger, int], tuple[list[int], list[tuple[int, ...]]]] = {}
-    seen: dict[tuple[str, tuple[int, ...]], list[Trigger]] = {}
+    claims, alike = Claims(), Counter[tuple[WeightSite, Trigger]]()
     for number, fault in enumerate(faults):
         site, trigger = fault.site, fault.trigger
         if not isinstance(site, WeightSite):
             continue
-        earlier = seen.setdefault((site.parameter, site.index), [])
-        for other in earlier:
-            if other != trigger and (other.covers(trigger.first) or trigger.covers(other.first)):
-                raise InputError(
-                    f"fault '{fault}' overlaps in time with another fault on the same word: "
-                    "give them the same trigger or passes apart"
-                )
-        key = (site.parameter, trigger, earlier.count(trigger))
-        earlier.append(trigger)
+        claims.add(site, fault)
+        key = (site.parameter, trigger, alike[site, trigger])
+        alike[site, trigger] += 1
         members, indices = collected.setdefault(key, ([], []))
         members.append(number)
         indices.append(site.index)

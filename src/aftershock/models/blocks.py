@@ -56,6 +56,10 @@ class Block:
         """Whether some rows have their context from another one."""
         return len(self.context_rows) < self.rows
 
+    def first_column(self, row: int) -> int:
+        """Column of a row's first token."""
+        return self.context_width - self.context_lengths[row]
+
     def start(self, number: int) -> int:
         """First column of a pass."""
         return 0 if number < FIRST_TOKEN else self.context_width - 2 + number
@@ -79,9 +83,8 @@ class Block:
         """Whether a row has a token in any of the columns; those past the block's own are generated ones."""
         if columns.stop > self.tokens.shape[1]:
             return True
-        begin = self.context_width - self.context_lengths[row]
         end = self.context_width + self.answer_lengths[row]
-        return max(begin, columns.start) < min(end, columns.stop)
+        return max(self.first_column(row), columns.start) < min(end, columns.stop)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,8 @@ CachePart = Literal["key", "value"]
 class CacheSite:
     """The keys or values that one layer keeps of every token for its attention: `heads` x `channels` each.
 
-    `module` is the attention that writes and reads them.
+    `module` is the attention that writes and reads them; a token sees itself and those before it, `window` in all (None
+    where the attention does not slide).
     """
 
     module: str
@@ -119,6 +120,7 @@ class CacheSite:
     layer: int
     heads: int
     channels: int
+    window: int | None
     component: str = "kv"
 
     @property

@@ -110,9 +110,8 @@ def component_map(module: torch.nn.Module) -> ComponentMap:
 
     Parameters come in the order of `named_parameters`, outputs in the order in which one pass makes them
     (a forward pass over 2 x 3 tokens shows their layouts; its hooks are gone afterwards), what the cache keeps layer by
-    layer. A tensor that
-    serves as embedding and as lm_head is one parameter site, `embedding+lm_head`, and two output sites.
-    An output site of a module that returns a tuple (routers: their logits come first) refers to the first
+    layer. A tensor that serves as embedding and as lm_head is one parameter site, `embedding+lm_head`, and two output
+    sites. An output site of a module that returns a tuple (routers: their logits come first) refers to the first
     element.
 
     Raises InputError, naming the architecture and what could not be mapped, for a model it does not know.
@@ -205,7 +204,8 @@ def _cache_sites(module: torch.nn.Module) -> Iterator[CacheSite]:
     for layer, kept in enumerate(output.past_key_values.layers):
         for part in get_args(CachePart):
             states = kept.keys if part == "key" else kept.values
-            yield CacheSite(attention[layer], part, layer, states.shape[1], states.shape[3])
+            window = getattr(kept, "sliding_window", None)
+            yield CacheSite(attention[layer], part, layer, states.shape[1], states.shape[3], window)
 
 
 def _output_shapes(module: torch.nn.Module, batch: int, tokens: int) -> dict[str, tuple[int, ...]]:

@@ -102,7 +102,7 @@ def _left(
     # After a NaN or an infinity there is nothing more to learn.
     if ended or broken is not None or has_ended(model, tokens, item.max_new_tokens, item.stop):
         return Row(tokens, broken, 0, None)
-    columns = slice(block.context_width - block.context_lengths[row], block.context_width + left)
+    columns = slice(block.first_column(row), block.context_width + left)
     prefix = Prefix(forced.prefix_states(row, columns), tokens, item.max_new_tokens, item.stop)
     return Row(tokens, broken, 0, prefix)
 

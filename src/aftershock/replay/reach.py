@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from aftershock.faults import CachedSite, Fault, WeightSite, column, parameter_site, site_of
+from aftershock.faults import CachedSite, Fault, WeightSite, column_of, parameter_site, site_of
 from aftershock.models import Block, LoadedModel
 
 BEFORE_LAYERS = ("embedding", "position")
@@ -18,7 +18,7 @@ class Reach:
 
     `first` is the first layer that must run (the number of layers where only what comes after them must), `last` the
     last one that differs from golden's by itself: when its output is golden's, the rest is; None where something after
-    the layers differs too. Faults strike in columns [start, stop).
+    the layers differs too. Columns [start, stop) are those in which faults strike, or are read.
     """
 
     first: int
@@ -33,12 +33,14 @@ def reach_of(faults: Sequence[Fault], model: LoadedModel, block: Block) -> Reach
     read = [fault for fault in faults if not _never_read(fault, model, block)]
     spans = [_layers(fault, model, block) for fault in read]
     columns = [_columns(fault, block, width) for fault in read]
+    written_back = len(read) > 1 and any(isinstance(fault.site, CachedSite) for fault in read)
     lasts = [last for _, last in spans if last is not None]
     return Reach(
         min((first for first, _ in spans), default=model.components.layers),
         max(lasts) if lasts and len(lasts) == len(spans) else None,
         min((start for start, _ in columns), default=width),
-        max((stop for _, stop in columns), default=width),
+        # What is written back where a word's fault ends came of the other faults: a change of its own.
+        width if written_back else max((stop for _, stop in columns), default=width),
     )
 
 
@@ -76,21 +78,17 @@ def _embeds_no_token(place: WeightSite, component: str, model: LoadedModel, bloc
 
 def _columns(fault: Fault, block: Block, width: int) -> tuple[int, int]:
     """Columns [start, stop) of the block in which the fault is there; none of them for a moment that never comes."""
-    trigger, site = fault.trigger, fault.site
-    start, stop = block.start(fault.first), width if trigger.end is None else block.start(trigger.end)
-    span = (start, min(stop, width)) if start < min(stop, width) else (width, width)
-    if isinstance(site, WeightSite):
-        return span
-    number, token = (
-        (site.entry.number, site.entry.token) if isinstance(site, CachedSite) else (trigger.first, trigger.token)
-    )
-    struck = [
-        block.context_width - length + at
-        for length in set(block.context_lengths)
-        if (at := column(number, token, length)) >= 0
-    ]
-    inside = [place for place in struck if place < width]
-    if not inside:
+    end = fault.trigger.end
+    start, stop = min(block.start(fault.first), width), width if end is None else min(block.start(end), width)
+    if isinstance(fault.site, WeightSite):
+        return (start, stop) if start < stop else (width, width)
+    # Rows with contexts of one length have the token in one column.
+    rows = dict(zip(block.context_lengths, range(block.rows), strict=True)).values()
+    struck = {column_of(fault.entry, block, row) for row in rows}
+    inside = [column for column in struck if column is not None and column < width]
+    if not inside or start >= stop:
         return width, width
-    # A word of the cache is read as long as the fault lasts.
-    return (max(min(inside), span[0]), span[1]) if isinstance(site, CachedSite) else (min(inside), max(inside) + 1)
+    if isinstance(fault.site, CachedSite):
+        # A word is read as long as the fault lasts.
+        return max(min(inside), start), stop
+    return min(inside), max(inside) + 1
