@@ -1,5 +1,6 @@
 """Number formats and their bits, and the one source of randomness."""
 
+from aftershock.numerics.fields import field_counts
 from aftershock.numerics.formats import (
     BIT_CLASSES,
     FORMATS,
@@ -10,4 +11,4 @@ from aftershock.numerics.formats import (
 )
 from aftershock.numerics.random import generator
 
-__all__ = ["BIT_CLASSES", "FORMATS", "BitClass", "NumberFormat", "format_of", "generator", "words"]
+__all__ = ["BIT_CLASSES", "FORMATS", "BitClass", "NumberFormat", "field_counts", "format_of", "generator", "words"]

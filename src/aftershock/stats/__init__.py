@@ -26,6 +26,7 @@ from aftershock.stats.fragility import (
     threshold_interval,
 )
 from aftershock.stats.intervals import rule_of_three, wilson
+from aftershock.stats.nonfinite import NonFinite, nonfinite_chance, parameters_from_nan, published_nan_chance
 from aftershock.stats.sequences import anytime_interval
 from aftershock.stats.sizing import sample_size, sample_size_relative
 from aftershock.stats.weighted import (
@@ -43,6 +44,7 @@ __all__ = [
     "Comparison",
     "Design",
     "Estimate",
+    "NonFinite",
     "any_rate",
     "anytime_interval",
     "awrcl",
@@ -59,9 +61,12 @@ __all__ = [
     "items_per_fault",
     "mcnemar",
     "neyman_allocation",
+    "nonfinite_chance",
     "one_stratum",
     "paired_difference",
     "paired_excess",
+    "parameters_from_nan",
+    "published_nan_chance",
     "rate_difference",
     "relative_change",
     "rule_of_three",

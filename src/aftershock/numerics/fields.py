@@ -1,0 +1,29 @@
+"""What the exponent and mantissa fields of stored values hold."""
+
+import torch
+
+from aftershock.numerics.formats import format_of, words
+
+_PART = 2**22
+"""Values looked at in one go, which bounds the memory taken."""
+
+
+def field_counts(values: torch.Tensor) -> torch.Tensor:
+    """How many values have z zeros in the exponent field and j ones in the mantissa: int64, shape (exponent bits + 1,
+    mantissa bits + 1), entry [z, j], on the values' device. Any shape and device; a NaN is a value like any other.
+    """
+    form = format_of(values.dtype)
+    shape = (form.exponent_bits + 1, form.mantissa_bits + 1)
+    counts = torch.zeros(shape[0] * shape[1], dtype=torch.int64, device=values.device)
+    for part in torch.split(words(values.detach().reshape(-1)), _PART):
+        zeros = form.exponent_bits - _ones(part, form.bits_of("exponent"))
+        counts += torch.bincount(zeros * shape[1] + _ones(part, form.bits_of("mantissa")), minlength=counts.numel())
+    return counts.reshape(shape)
+
+
+def _ones(stored: torch.Tensor, bits: range) -> torch.Tensor:
+    """How many of some bits are set in each word, int64."""
+    found = torch.zeros(stored.shape, dtype=torch.int64, device=stored.device)
+    for bit in bits:
+        found += (stored >> bit) & 1
+    return found
