@@ -1,5 +1,6 @@
 """The fast executor gives the reference executor's bits, on every family, dtype and kind of site."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -70,6 +71,7 @@ def disagreements(model: LoadedModel, jobs: Sequence[Job], shapes: Shapes = SHOR
     expected = {job.key: run for job, run in reference.trials(jobs)}
     found = {job.key: run for job, run in FastExecutor(model, shapes=shapes).trials(jobs)}
     assert found.keys() == expected.keys()
+    assert any(run.struck for run in expected.values())
     left = sum(
         item.answer.tokens != clean.answer.tokens
         for job in jobs
@@ -145,8 +147,13 @@ def test_a_run_whose_fault_free_rows_are_not_goldens_is_an_error(monkeypatch: py
         hook.remove()
 
 
+@pytest.mark.parametrize(
+    "names", ["fast.distances golden.distances", "reference.observe fast.observe_wanted", "fast.joined"]
+)
 @pytest.mark.parametrize("shapes", [SHORT_CALLS, IN_COMPANY])
-def test_our_own_errors_are_not_taken_for_the_models(shapes: Shapes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_errors_are_not_taken_for_the_models(
+    shapes: Shapes, names: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of("llama")
     batch = batches_of(model)[0]
     executor = FastExecutor(model, shapes=shapes)
@@ -155,10 +162,22 @@ def test_our_own_errors_are_not_taken_for_the_models(shapes: Shapes, monkeypatch
     def broken(*_: object) -> None:
         raise RuntimeError("no memory left for a product")
 
-    monkeypatch.setattr("aftershock.replay.fast.distances", broken)
-    monkeypatch.setattr("aftershock.replay.golden.distances", broken)
+    for name in names.split():
+        monkeypatch.setattr(f"aftershock.replay.{name}", broken)
     with pytest.raises(RuntimeError, match="no memory left"):
         list(executor.trials([Job(0, batch, parse_faults(f"weight {UP}[3,4] replace 40.0"))]))
+
+
+def test_a_model_that_fails_without_a_fault_is_an_error() -> None:
+    model = tiny_loaded("llama")
+    (batch, *_) = batches_of(model)
+
+    def failing(*_: object) -> None:
+        raise IndexError("out of range")
+
+    model.module.model.layers[1].mlp.forward = failing
+    with pytest.raises(IndexError, match="out of range"):
+        list(FastExecutor(model).trials([Job(0, batch, parse_faults(f"weight {UP}[3,4] replace 40.0"))]))
 
 
 def test_trials_on_one_word_share_a_run() -> None:
@@ -188,7 +207,10 @@ def test_faults_in_the_cache_agree_too(family: str, dtype: torch.dtype, trigger:
     model = model_of(family, dtype)
     together = [] if family in ("mixtral", "qwen2_moe", "qwen3_moe") else [IN_COMPANY]
     for shapes in (SHORT_CALLS, *together):
-        assert disagreements(model, in_cache(model, trigger), shapes)[0] == []
+        different, left = disagreements(model, in_cache(model, trigger), shapes)
+        assert different == []
+        # A window of 16 tokens lets most of a prompt go.
+        assert left > (0 if family.startswith("gemma") else 2)
 
 
 UP, NORM, TABLE = "model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"
@@ -226,7 +248,9 @@ def test_sets_of_faults_and_every_trigger_agree_too(dtype: torch.dtype, shapes: 
     model = model_of("llama", dtype)
     lines = [*LINES, f"weight {NORM}[3] replace nan"]
     jobs = [Job((batch.number, line), batch, parse_faults(line)) for batch in batches_of(model) for line in lines]
-    assert disagreements(model, jobs, shapes)[0] == []
+    different, left = disagreements(model, jobs, shapes)
+    assert different == []
+    assert left > 20
 
 
 @pytest.mark.parametrize("shapes", [SHORT_CALLS, IN_COMPANY])
@@ -261,7 +285,9 @@ def assert_decoded(model: LoadedModel, jobs: Sequence[Job]) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3"])
 def test_answers_in_fp32_are_those_of_decoding_token_by_token(family: str) -> None:
     model = model_of(family)
-    (batch,) = batches_of(model, [generation(str(n), f"Prompt {n}", 12) for n in range(4)])
+    # A layer of gemma3 slides over 16 tokens.
+    longer = 3 if family == "gemma3" else 1
+    (batch,) = batches_of(model, [generation(str(n), f"Prompt {n}" * longer, 12) for n in range(4)])
     sets = [*drawn(model, batch, 20), *map(parse_faults, LINES if family == "llama" else ())]
     cached = [
         sample_faults(chosen, select(chosen, model.components), model.format, batch.decode_passes, 7, number)
@@ -557,6 +583,51 @@ def test_an_answer_is_confirmed_as_far_as_its_own_last_close_choice() -> None:
     assert not executor._confirmed(with_close((*own[:-1], own[-1] + 1)))
 
 
+def test_logits_too_large_for_the_doubt_have_every_choice_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    (batch,) = batches_of(model, [generation("a", "Say something to me", 9)])
+    executor, faults = FastExecutor(model, shapes=SHORT_CALLS), parse_faults(f"weight {UP}[3,4] replace 40.0")
+    golden = executor._golden_run(batch, frozenset())
+    looked, observed = [], executor._observed
+
+    def looking(*given: Any) -> Any:
+        looked.append((given[1], given[3]))
+        return observed(*given)
+
+    monkeypatch.setattr(executor, "_observed", looking)
+    executor.trial(batch, faults)
+    once = [(number, golden.doubt.least) for number in range(len(golden.calls))]
+    assert looked == once
+    looked.clear()
+    monkeypatch.setattr("aftershock.replay.fast.band_of", lambda *_: 2 * golden.doubt.least)
+    executor.trial(batch, faults)
+    assert looked == [*once, *((number, math.inf) for number in range(len(golden.calls)))]
+
+
+def test_a_proof_does_not_hold_where_goldens_own_choices_are_too_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    (batch,) = batches_of(model, [generation("a", "Say something to me", 9)])
+    executor, faults = FastExecutor(model), parse_faults(f"weight {UP}[3,4] add 0.0")
+    proved = executor.trial(batch, faults)
+    assert proved.proof == "converged"
+    monkeypatch.setattr("aftershock.replay.reference.least_band", lambda golden: math.inf)
+    decoded = executor.trial(batch, faults)
+    assert decoded.proof is None
+    assert same(decoded, proved)
+
+
+def test_what_waits_keeps_none_of_goldens_states() -> None:
+    model = model_of("llama")
+    (batch,) = batches_of(model, [generation("a", "Say something to me", 9)])
+    executor = FastExecutor(model, shapes=SHORT_CALLS)
+    golden = executor._golden_run(batch, frozenset())
+    assert golden.trajectory is not None
+    assert golden.doubt is not None
+    begun = executor._begin(Job(0, batch, parse_faults(f"weight {UP}[3,4] replace 40.0")))
+    assert isinstance(begun, Pending)
+    assert begun.golden == replace(golden, trajectory=None, doubt=None)
+
+
 def test_a_struck_key_that_leaves_its_own_call_as_it_was_is_not_forgotten() -> None:
     model = model_of("llama", torch.bfloat16)
     (batch,) = batches_of(model, [generation("a", "Say something to me", 9)])
@@ -567,6 +638,8 @@ def test_a_struck_key_that_leaves_its_own_call_as_it_was_is_not_forgotten() -> N
         for bit in (0, 3)
         for token in (1, 4, 7, 10)
     ]
+    # With a fault in the layer after it, both are watched.
+    faults += [(*one, *parse_faults(f"weight {UP}[3,4] add 0.0")) for one in faults]
     jobs = [Job(number, batch, one) for number, one in enumerate(faults)]
     calls_of_one_column = Shapes(copies=1, call_tokens=1, continued_rows=2, head_rows=4)
     assert disagreements(model, jobs, calls_of_one_column)[0] == []

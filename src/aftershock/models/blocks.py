@@ -60,6 +60,11 @@ class Block:
         """Column of a row's first token."""
         return self.context_width - self.context_lengths[row]
 
+    def runners(self, stop: int) -> tuple[int, ...]:
+        """For each row the one that runs for it in a call that ends before column `stop`: itself, or the owner of its
+        context."""
+        return self.owners if stop <= self.context_width else tuple(range(self.rows))
+
     def start(self, number: int) -> int:
         """First column of a pass."""
         return 0 if number < FIRST_TOKEN else self.context_width - 2 + number
@@ -124,13 +129,24 @@ class Pass:
         """Place among `rows` of the row that runs for each row, be it itself or the owner of its context; -1 where
         that does not run. Int64, shape (rows,), on the block's device."""
         places = {row: place for place, row in enumerate(self.rows)}
-        runners = self.block.owners if self.stop <= self.block.context_width else range(self.block.rows)
-        return torch.tensor([places.get(row, -1) for row in runners], device=self.block.tokens.device)
+        runners = [places.get(row, -1) for row in self.block.runners(self.stop)]
+        return torch.tensor(runners, device=self.block.tokens.device)
 
     @cached_property
     def filled(self) -> torch.Tensor:
         """The rows that run or whose owner runs; int64, on the block's device."""
         return (self.runner >= 0).nonzero()[:, 0]
+
+    @property
+    def first_position(self) -> int:
+        """The answer token that the first of the kept columns predicts."""
+        return self.stop - self.kept - self.block.context_width + 1
+
+    def predicting(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The kept columns, for all rows, of what ends with them; from shape (rows that run, columns, ...) to
+        (rows, kept, ...)."""
+        kept = outputs[:, outputs.shape[1] - self.kept :]
+        return kept if self.whole else kept[self.runner]
 
     def takes_part(self, row: int) -> bool:
         """Whether a token of row r's unfinished answer, or of its context, is fed in this call."""
@@ -184,8 +200,6 @@ def cut(block: Block, boundaries: frozenset[int], columns: Sequence[int] = ()) -
         wanted.add(block.context_width)
     starts = sorted({0} | {column for column in wanted if 0 < column < width})
     active = (True,) * block.rows
-
-    every = tuple(range(block.rows))
     return tuple(
         Pass(
             block,
@@ -195,7 +209,7 @@ def cut(block: Block, boundaries: frozenset[int], columns: Sequence[int] = ()) -
             stop,
             max(0, stop - max(start, block.context_width - 1)),
             active,
-            block.context_rows if stop <= block.context_width else every,
+            tuple(sorted(set(block.runners(stop)))),
         )
         for start, stop in zip(starts, [*starts[1:], width], strict=True)
     )

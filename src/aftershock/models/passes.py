@@ -49,8 +49,7 @@ def forced_call(model: LoadedModel, call: Pass, cache: ColumnCache, before_pass:
         logits_to_keep=_last_columns(max(call.kept, 1), stop - start, block.tokens.device),
     )
     logits: torch.Tensor = output.logits
-    kept = logits[:, logits.shape[1] - call.kept :]
-    return kept if call.whole else kept[call.runner]
+    return call.predicting(logits)
 
 
 def _last_columns(kept: int, columns: int, device: torch.device) -> torch.Tensor:

@@ -10,12 +10,14 @@ begins or ends after the answer has left golden's, and in fp32 those where a cho
 the two paths could have decided it, and decoding that far gave another. That makes fp32 answers equal to `generate`'s.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 
+from aftershock.errors import ContractError, InputError
 from aftershock.faults import Fault
 from aftershock.inject import Struck
 from aftershock.replay.batches import Batch
@@ -74,7 +76,21 @@ class ModelCrashedError(Exception):
 
     def __init__(self, error: Exception, struck: tuple[Struck, ...]) -> None:
         super().__init__(str(error))
-        self.struck = struck
+        self.error, self.struck = error, struck
+
+
+@contextmanager
+def crashes_told(struck: Callable[[], tuple[Struck, ...]]) -> Iterator[None]:
+    """The model runs inside, and it alone: an exception there that is a result is raised as ModelCrashedError, with
+    what was `struck` by then."""
+    try:
+        yield
+    except (ContractError, InputError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except Exception as error:
+        if "DefaultCPUAllocator" in str(error):
+            raise
+        raise ModelCrashedError(error, struck()) from error
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from aftershock.errors import ContractError, InputError
+from aftershock.errors import ContractError
 from aftershock.inject import Injection, Struck, changes_one_channel, row_faults
 from aftershock.models import ColumnCache, LoadedModel, Pass, continue_greedy, forced_call
 from aftershock.numerics import words
@@ -24,7 +24,7 @@ from aftershock.replay.company import (
     weights_by_row,
 )
 from aftershock.replay.distance import distances
-from aftershock.replay.executor import Job, ModelCrashedError, Proof, Run
+from aftershock.replay.executor import Job, ModelCrashedError, Proof, Run, crashes_told
 from aftershock.replay.golden import Forced, GoldenRun, Trajectory, band_of, least_band
 from aftershock.replay.head import doubt_of, gives_logits, observe_wanted, replaced_forward, unasked, withheld
 from aftershock.replay.observe import Asked, Seen, joined
@@ -38,8 +38,8 @@ LOOKAHEAD = 32
 """Times the trials of one run among which those alike are looked for."""
 
 
-class _GoldenAgainError(Exception):
-    """Ends a call whose state is golden's again."""
+class _GoldenAgainError(BaseException):
+    """Ends a call whose state is golden's again; no error of the model's."""
 
 
 class FastExecutor(ReferenceExecutor):
@@ -109,10 +109,8 @@ class FastExecutor(ReferenceExecutor):
         injection = Injection(self.model, [fault for _, fault in activations], [one.rows for one, _ in activations])
         try:
             shared = self._shared_run(own, golden, injection)
-        except (ContractError, InputError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
-        except Exception:
-            # One of them brings the model down: find out which.
+        except ModelCrashedError:
+            # Find out which of them does that.
             yield from ((job, self._begun_alone(job)) for job in jobs)
             return
         begin = 0
@@ -187,12 +185,10 @@ class FastExecutor(ReferenceExecutor):
         columns = columns_of(lines[0].pending.job.batch)
         rows = self._shapes.rows(lines[0].prefix, columns)
         try:
-            with row_faults(self.model, faults_by_row(lines), rows):
+            with row_faults(self.model, faults_by_row(lines), rows), crashes_told(tuple):
                 written = continue_greedy(self.model, [line.prefix for line in lines], rows, columns)
-        except (ContractError, InputError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
-        except Exception:
-            # One of them brings the model down: find out which.
+        except ModelCrashedError:
+            # Find out which of them does that.
             yield from ((pending.job, self._alone_from(pending)) for pending in stock.give_up(lines))
             return
         for row, line in enumerate(lines):
@@ -225,7 +221,7 @@ class FastExecutor(ReferenceExecutor):
             tuples.add(isinstance(output, tuple))
 
         def keep_inputs(module: Any, inputs: Any) -> None:
-            hidden.append(_predicting(calls[len(hidden)], inputs[0]).clone())
+            hidden.append(calls[len(hidden)].predicting(inputs[0]).clone())
 
         cache = ColumnCache.of_block(self.model.layer_devices, calls[-1].stop)
         with Injection(self.model, ()) as injection, ExitStack() as hooks:
@@ -292,14 +288,14 @@ class FastExecutor(ReferenceExecutor):
     def _hidden(self, call: Pass, cache: ColumnCache, injection: Injection) -> torch.Tensor:
         """What the head is given in one call, which is run without it."""
         inputs: list[torch.Tensor] = []
-        with withheld(self._head, inputs):
+        with withheld(self._head, inputs), crashes_told(lambda: injection.struck):
             forced_call(self.model, call, cache, injection.begin_pass)
-        return _predicting(call, inputs[0])
+        return call.predicting(inputs[0])
 
     def _observed(self, golden: GoldenRun, number: int, hidden: torch.Tensor, least: float) -> Seen:
         """What such a call shows; a choice with a margin of no more than `least` is in doubt."""
         call = golden.calls[number]
-        first = call.stop - call.kept - call.block.context_width + 1
+        first = call.first_position
         known = unasked(hidden) if golden.doubt is None else golden.doubt.known(number, first, hidden)
         return observe_wanted(self.model, known, least, first, hidden, golden.asked, self._shapes.head_rows)
 
@@ -350,12 +346,6 @@ class FastExecutor(ReferenceExecutor):
 def _first_call(golden: GoldenRun, reach: Reach) -> int:
     """Number of the first call that faults can change, the number of calls where there is none."""
     return next((number for number, call in enumerate(golden.calls) if call.stop > reach.start), len(golden.calls))
-
-
-def _predicting(call: Pass, hidden: torch.Tensor) -> torch.Tensor:
-    """Those of the head's inputs that predict answer tokens, for all rows."""
-    kept = hidden[:, hidden.shape[1] - call.kept :]
-    return kept if call.whole else kept[call.runner]
 
 
 def _stream(output: Any) -> torch.Tensor:

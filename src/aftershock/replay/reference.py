@@ -2,13 +2,11 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import repeat
 
 import torch
 
-from aftershock.errors import ContractError, InputError
 from aftershock.faults import Fault, splits
 from aftershock.inject import Injection, Struck
 from aftershock.models import (
@@ -26,7 +24,7 @@ from aftershock.models import (
 )
 from aftershock.replay.batches import Batch
 from aftershock.replay.company import in_parts
-from aftershock.replay.executor import Distance, ItemRun, Job, ModelCrashedError, Proof, Run
+from aftershock.replay.executor import Distance, ItemRun, Job, ModelCrashedError, Proof, Run, crashes_told
 from aftershock.replay.golden import Forced, GoldenRun, Trajectory, band_of, least_band, margins_apart
 from aftershock.replay.head import head_in_parts, head_of
 from aftershock.replay.leaks import cuts_against_leaks
@@ -93,7 +91,11 @@ class ReferenceExecutor:
     def _golden_run(self, batch: Batch, boundaries: frozenset[int]) -> GoldenRun:
         key = (batch.number, boundaries)
         if key not in self._golden:
-            self._golden[key] = self._run_golden(batch, boundaries)
+            try:
+                self._golden[key] = self._run_golden(batch, boundaries)
+            except ModelCrashedError as crash:
+                # Without a fault that is no result.
+                raise crash.error from None
             while self.held > self._memory and len(self._golden) > 1:
                 self._golden.popitem(last=False)
         self._golden.move_to_end(key)
@@ -151,7 +153,7 @@ class ReferenceExecutor:
         """The same of a run that is cut before `boundaries`."""
         golden = self._golden_run(job.batch, boundaries)
         own = range(len(job.batch.sequences))
-        with self._armed(job.faults, own) as injection:
+        with Injection(self.model, job.faults, [own] * len(job.faults)) as injection:
             forced = self._trial_pass(job, golden, injection)
         apart = golden.apart(forced.seen.logits) if isinstance(forced, Forced) else _unmoved(job.batch)
         return self._forced(job, golden, forced, apart, injection.reached_rows, injection.struck)
@@ -207,16 +209,18 @@ class ReferenceExecutor:
     def _call(self, call: Pass, asked: Asked, cache: ColumnCache, injection: Injection) -> list[Seen]:
         """One call of a teacher-forced run: what each copy of the batch shows."""
         # Without positions to predict the head's output is dropped.
-        with head_in_parts(self._head, self._shapes.head_rows if call.kept else None):
+        with (
+            head_in_parts(self._head, self._shapes.head_rows if call.kept else None),
+            crashes_told(lambda: injection.struck),
+        ):
             logits = forced_call(self.model, call, cache, injection.begin_pass)
-        first = call.stop - call.kept - call.block.context_width + 1
         height = len(asked.likely)
-        return observe(logits.view(len(logits) // height, height, *logits.shape[1:]), first, asked)
+        return observe(logits.view(len(logits) // height, height, *logits.shape[1:]), call.first_position, asked)
 
     def _continue_alone(self, pending: Pending) -> Run:
         columns = columns_of(pending.job.batch)
         rows = self._shapes.rows(pending.prefixes[0], columns)
-        with self._armed(lasting(pending.job.faults), range(rows)):
+        with Injection(self.model, lasting(pending.job.faults)), crashes_told(lambda: pending.struck):
             parts = [
                 continue_greedy(self.model, prefixes, rows, columns) for prefixes in in_parts(pending.prefixes, rows)
             ]
@@ -259,10 +263,11 @@ class ReferenceExecutor:
         return self._finished(pending, tuple(zip(written.tokens, written.finite, strict=True)))
 
     def _write(self, batch: Batch, faults: tuple[Fault, ...], boundaries: frozenset[int]) -> Generated:
-        with self._armed(faults, range(len(batch.items))) as injection:
+        block = self._block(batch, [() for _ in batch.sequences])
+        with Injection(self.model, faults) as injection, crashes_told(lambda: injection.struck):
             return generate(
                 self.model,
-                self._block(batch, [() for _ in batch.sequences]),
+                block,
                 [item.max_new_tokens for item in batch.items],
                 [item.stop for item in batch.items],
                 boundaries,
@@ -295,20 +300,6 @@ class ReferenceExecutor:
         """The batch's sequences; of a generated text every token but the last is fed."""
         fed = [text[:-1] for text in texts] if batch.generates else [answer for _, answer in batch.sequences]
         return align([context for context, _ in batch.sequences], fed, self.model.device, batch.owners)
-
-    @contextmanager
-    def _armed(self, faults: tuple[Fault, ...], rows: range) -> Iterator[Injection]:
-        """The faults armed on some rows; an exception that they provoke in the model is raised as ModelCrashedError."""
-        injection = Injection(self.model, faults, [rows] * len(faults))
-        try:
-            with injection:
-                yield injection
-        except (ContractError, InputError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
-            raise
-        except Exception as error:
-            if not faults or "DefaultCPUAllocator" in str(error):
-                raise
-            raise ModelCrashedError(error, injection.struck) from error
 
 
 def _as_golden(

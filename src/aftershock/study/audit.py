@@ -27,14 +27,19 @@ class Audit(Record):
         )
 
 
+def audit_count(trials: int, share: float) -> int:
+    """How many of so many trials are repeated: `share` of them, at least FEWEST; none for a share of 0."""
+    return min(trials, max(FEWEST, ceil(share * trials))) if share else 0
+
+
 def audited_trials(trials: Sequence[TrialRecord], share: float, seed: int) -> tuple[int, ...]:
     """The trials to repeat: `share` of all, at least FEWEST, half of them of those in which some answer changed.
 
     A function of the records and the seed alone. A share of 0 audits none.
     """
-    if share == 0 or not trials:
+    count = audit_count(len(trials), share)
+    if not count:
         return ()
-    count = min(len(trials), max(FEWEST, ceil(share * len(trials))))
     changed = [record.trial for record in trials if any(item.output is not None for item in record.items)]
     drawn = _drawn(changed, min(len(changed), -(-count // 2)), seed, "audit of changed answers")
     others = [record.trial for record in trials if record.trial not in drawn]

@@ -1,13 +1,13 @@
 """What a plan can tell, before it is run."""
 
 import time
-from math import ceil, prod
+from math import prod
 
 from aftershock.faults import splits
 from aftershock.replay import ReferenceExecutor
 from aftershock.stats import sample_size, sample_size_relative, wilson
 from aftershock.study.advice import Advice, trial_seconds
-from aftershock.study.audit import FEWEST
+from aftershock.study.audit import audit_count
 from aftershock.study.plan import Plan
 from aftershock.study.probes import expected_trials
 from aftershock.study.records import Record
@@ -125,8 +125,7 @@ def estimate_seconds(plan: Plan) -> float:
     known = plan.settings.round_ends[0] if plan.strata else plan.trials
     cuts = len({splits(plan.faults_of(trial)) for trial in range(min(known, 100))})
     count = expected_trials(plan)
-    share = plan.settings.run.audit
-    audits = min(count, max(FEWEST, ceil(share * count))) if share else 0
+    audits = audit_count(count, plan.settings.run.audit)
     items = sum(len(batch.items) for trial in range(known) for batch in plan.batches_of(trial)) / known
     audited = audits * items * sweep / len(per_item)
     return fixed + sweep * (cuts - 1) + audited + count * trial_seconds(plan, plan.batches_of)
