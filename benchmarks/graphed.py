@@ -70,11 +70,13 @@ def _captured(
     step: Callable[[], None], written: Callable[[Callable[[], None]], torch.Tensor]
 ) -> Callable[[], torch.Tensor]:
     """The loop with its step captured, after a run that warms up what must not be allocated during the capture."""
-    aside: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
+    # torch gives its streams no types.
+    cuda: Any = torch.cuda
+    aside = cuda.Stream()
+    aside.wait_stream(cuda.current_stream())
+    with cuda.stream(aside):
         written(step)
-    torch.cuda.current_stream().wait_stream(aside)
+    cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     with torch.inference_mode(), torch.cuda.graph(graph):
         step()

@@ -1,5 +1,6 @@
 """The head is spared only where a trial's choice is known."""
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -9,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_tasks import choice, generation
 
-from aftershock.faults import parse_faults
+from aftershock.faults import Fault, parse_faults
 from aftershock.models import LoadedModel, choose
 from aftershock.numerics import generator, words
-from aftershock.replay import Batch, FastExecutor, ReferenceExecutor, make_batches
+from aftershock.replay import Batch, FastExecutor, ReferenceExecutor, Run, make_batches
 from aftershock.replay.head import doubt_of, gives_logits, head_in_parts, head_of, withheld
 from aftershock.replay.shapes import Shapes
 from tiny_models import tiny_loaded
@@ -119,6 +120,16 @@ def test_models_that_cap_their_logits_are_told_apart(monkeypatch: pytest.MonkeyP
     assert not gives_logits(model)
 
 
+def run_and_head_calls(fast: FastExecutor, batch: Batch, faults: Sequence[Fault]) -> tuple[Run, list[int]]:
+    """A trial, and how many positions each call of the head was given."""
+    seen: list[int] = []
+    hook = head_of(fast.model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:-1].numel()))
+    try:
+        return fast.trial(batch, faults), seen
+    finally:
+        hook.remove()
+
+
 @pytest.mark.parametrize(
     ("line", "spared"),
     [
@@ -134,12 +145,7 @@ def test_the_head_runs_where_a_choice_is_in_doubt(line: str, spared: bool) -> No
     fast = FastExecutor(model, shapes=SHAPES)
     expected = ReferenceExecutor(model, shapes=SHAPES).trial(batch, faults)
     fast.golden(batch)
-    seen: list[int] = []
-    hook = head_of(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:-1].numel()))
-    try:
-        run = fast.trial(batch, faults)
-    finally:
-        hook.remove()
+    run, seen = run_and_head_calls(fast, batch, faults)
     assert run.items == expected.items
     # 24 positions are predicted: that many reach a withheld head, then come the 16 whose logits are asked for.
     assert (seen == [24, 16]) == spared
@@ -154,12 +160,7 @@ def test_a_trial_whose_logits_grew_is_looked_at_again() -> None:
     faults = parse_faults("activation model.layers.1[14] add 1000.0 at decode:5")
     fast = FastExecutor(model, shapes=SHAPES)
     golden = fast.golden(batch)
-    seen: list[int] = []
-    hook = head_of(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[:-1].numel()))
-    try:
-        run = fast.trial(batch, faults)
-    finally:
-        hook.remove()
+    run, seen = run_and_head_calls(fast, batch, faults)
     assert run.items == ReferenceExecutor(model, shapes=SHAPES).trial(batch, faults).items
     # All 24 reach a withheld head, then come those asked for, then all that are the answers' own.
     withheld_first, asked, again, *_ = seen
