@@ -155,3 +155,10 @@ def test_decode_takes_its_share_of_the_trials_that_have_it(llama):
 def test_several_faults_in_a_trial_are_refused(llama, keys):
     with pytest.raises(InputError, match="one fault"):
         strata_of(llama, **keys)
+
+
+def test_a_pattern_is_not_cut_into_strata() -> None:
+    components = tiny_loaded("llama").components
+    selection = Selection(sites=("weight",), pattern="row", span=2)
+    with pytest.raises(InputError, match="leave count, rate, bits_per_word and pattern out"):
+        stratify(selection, select(selection, components), format_of("float16"), ("component",), 1.0)

@@ -75,11 +75,11 @@ def test_flipped_bits_of_real_weights_give_that_share(dtype: torch.dtype) -> Non
 
 
 def test_the_number_of_parameters_comes_back() -> None:
-    found = parameters_from_nan(61, 500, 1e-9)
+    found = parameters_from_nan(61, 500, published_nan_chance(1, 1e-9))
     assert found.low < 130_000_000 < found.high
     assert found.estimate == pytest.approx(130_000_000, rel=0.01)
     assert published_nan_chance(round(found.estimate), 1e-9) == pytest.approx(61 / 500, rel=1e-6)
-    own = parameters_from_nan(61, 500, 1e-9, chance=1e-6)
+    own = parameters_from_nan(61, 500, 1e-6)
     assert published_nan_chance(round(found.low), 1e-9) < 61 / 500 < published_nan_chance(round(found.high), 1e-9)
     assert 1 - (1 - 1e-6) ** own.estimate == pytest.approx(61 / 500)
     none, every = parameters_from_nan(0, 50, 1e-9), parameters_from_nan(50, 50, 1e-9)
@@ -99,7 +99,8 @@ def test_the_number_of_parameters_comes_back() -> None:
         (lambda: published_nan_chance(5, 1), "rate is 1"),
         (lambda: parameters_from_nan(3, 2, 1e-9), "3 of 2 copies"),
         (lambda: parameters_from_nan(0, 0, 1e-9), "0 of 0 copies"),
-        (lambda: parameters_from_nan(1, 2, 1e-9, chance=1.0), "chance is 1"),
+        (lambda: parameters_from_nan(1, 2, 1.0), "chance is 1"),
+        (lambda: published_nan_chance(0, 0.1), "0 parameters"),
     ],
 )
 def test_what_makes_no_sense_is_refused(action, reason: str) -> None:

@@ -24,34 +24,23 @@ class Pattern:
         """In how many places of a tensor the pattern fits."""
         return prod(self._places(shape))
 
-    def values(self, shape: tuple[int, ...]) -> int:
-        """How many values of a tensor it strikes."""
-        height, width = self._extent(shape)
-        return height * width
-
     def struck(self, shape: tuple[int, ...], placement: int) -> np.ndarray:
         """Flat positions of the values struck (int64, ascending) in one of its placements."""
         rows, columns = _matrix(shape)
-        height, width = self._extent(shape)
         matrix, row, column = (int(part) for part in np.unravel_index(placement, self._places(shape)))
-        at_rows = (matrix * rows + row + np.arange(height)) * columns
-        positions: np.ndarray = (at_rows[:, None] + column + self.stride * np.arange(width)).ravel()
+        at_rows = (matrix * rows + row + np.arange(self.height or rows)) * columns
+        at_columns = np.arange(column, columns, self.stride)[: self.width]
+        positions: np.ndarray = (at_rows[:, None] + at_columns).ravel()
         return positions
 
-    def _extent(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        rows, columns = _matrix(shape)
-        return (
-            rows if self.height is None else self.height,
-            max(1, columns // self.stride) if self.width is None else self.width,
-        )
-
     def _places(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """In how many matrices, rows and columns it can begin; where it takes all of a row, in each lane."""
         rows, columns = _matrix(shape)
-        height, width = self._extent(shape)
+        lanes = min(self.stride, columns)
         return (
             prod(shape[:-2]),
-            max(0, rows - height + 1),
-            max(0, columns - (width - 1) * self.stride),
+            max(0, rows - (self.height or rows) + 1),
+            lanes if self.width is None else max(0, columns - (self.width - 1) * self.stride),
         )
 
 

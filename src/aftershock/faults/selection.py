@@ -83,7 +83,7 @@ class Selection(BaseModel):
     def _named(cls, keys: Any) -> Any:
         """The keys with those that the fault model stands for."""
         name = keys.get("fault_model") if isinstance(keys, dict) else None
-        if name is None:
+        if not isinstance(name, str):
             return keys
         if name not in CATALOGUE:
             raise ValueError(f"unknown fault_model {name!r}: choose from {', '.join(CATALOGUE)}")
@@ -120,6 +120,8 @@ class Selection(BaseModel):
             raise ValueError(f"span = {self.span}: give a number from 1, or 'all'")
         if self.pattern == "word" and (self.span, self.stride) != (1, 1):
             raise ValueError('span and stride belong to a pattern: add pattern = "row", or leave them out')
+        if self.pattern != "word" and self.span == 1:
+            raise ValueError("a pattern strikes several values: give their number as span, or 'all'")
         if self.pattern != "stride" and self.stride != 1:
             raise ValueError('stride belongs to pattern = "stride": leave it out')
         if self.pattern != "word" and (self.count > 1 or self.rate is not None):
@@ -136,6 +138,11 @@ class Selection(BaseModel):
         if self.decode_steps and not 1 <= self.decode_steps[0] <= self.decode_steps[1]:
             raise ValueError("decode_steps are counted from 1: 1 <= from <= to")
         return self
+
+    @property
+    def strikes_one_value(self) -> bool:
+        """Whether a trial has one fault, in one value."""
+        return self.count == 1 and self.rate is None and self.pattern == "word"
 
     @property
     def struck_together(self) -> Pattern:

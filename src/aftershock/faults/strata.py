@@ -81,8 +81,7 @@ def stratify(
     steps the selection asks for; without them a trial's stage is drawn from the others. Raises InputError where a
     trial can have more than one fault or bit, since its faults may then lie in several strata.
     """
-    one = (selection.count, selection.bits_per_word, selection.pattern) == (1, 1, "word")
-    if not one or selection.rate is not None:
+    if not selection.strikes_one_value or selection.bits_per_word > 1:
         raise InputError(
             "a stratified plan puts one fault into one word or bit: leave count, rate, bits_per_word and pattern out"
         )

@@ -11,6 +11,7 @@ _PART = 2**22
 def field_counts(values: torch.Tensor) -> torch.Tensor:
     """How many values have z zeros in the exponent field and j ones in the mantissa: int64, shape (exponent bits + 1,
     mantissa bits + 1), entry [z, j], on the values' device. Any shape and device; a NaN is a value like any other.
+    Raises InputError for a dtype without a `NumberFormat`.
     """
     form = format_of(values.dtype)
     shape = (form.exponent_bits + 1, form.mantissa_bits + 1)

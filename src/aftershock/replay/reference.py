@@ -34,8 +34,8 @@ from aftershock.replay.score import score
 from aftershock.replay.shapes import Shapes, rows_mix, shapes_of
 from aftershock.tasks import Answer, Item, RowResult, judge
 
-MOST_CUTS = 6
-"""A run cut in more places than that is not cut again; its answers are decoded instead."""
+ENOUGH_CUTS = 6
+"""A run cut in so many places is not cut again; its answers are decoded instead."""
 
 
 class ReferenceExecutor:
@@ -181,7 +181,7 @@ class ReferenceExecutor:
         band = band_of(golden, forced.seen.logits)
         rows = rows_of(self.model, batch, golden, forced, job.faults, band)
         cuts = cuts_against_leaks(golden, forced, job.faults, rows)
-        if cuts and len(golden.boundaries) < MOST_CUTS:
+        if cuts and len(golden.boundaries) < ENOUGH_CUTS:
             return self._begin_cut(job, golden.boundaries | cuts)
         # What waits must not keep golden's states.
         pending = Pending(job, replace(golden, trajectory=None, doubt=None), rows, band, apart, reached, struck)

@@ -48,35 +48,30 @@ def nonfinite_chance(counts: npt.ArrayLike, rate: float) -> NonFinite:
 
 
 def published_nan_chance(parameters: int, rate: float) -> float:
-    """The paper's formula for fp32: 1 - (1 - p (1-p)^7 (1 - 2^-23))^n. Raises InputError unless 0 < rate < 1."""
+    """The paper's formula for fp32: 1 - (1 - p (1-p)^7 (1 - 2^-23))^n. Raises InputError unless 0 < rate < 1 and there
+    is a parameter."""
     check_fraction(rate, "rate")
-    return float(-np.expm1(parameters * np.log1p(-_published_parameter_chance(rate))))
+    if parameters < 1:
+        raise InputError(f"{parameters} parameters have no chance of NaN: give their number")
+    return float(-np.expm1(parameters * np.log1p(-rate * (1 - rate) ** 7 * (1 - 2.0**-23))))
 
 
-def parameters_from_nan(
-    nan_copies: int, copies: int, rate: float, chance: float | None = None, confidence: float = 0.95
-) -> Estimate:
+def parameters_from_nan(nan_copies: int, copies: int, chance: float, confidence: float = 0.95) -> Estimate:
     """How many parameters a model has of which `nan_copies` of `copies` independently corrupted copies gave NaN:
     ln(1 - q) / ln(1 - chance), with the exact interval of q.
 
-    `chance` is that of one parameter at this rate (`NonFinite.parameter_nan`); the paper's, if not given. Repeated
-    questions to one corrupted copy say nothing new. Infinite where every copy gave NaN. Raises InputError unless
-    0 <= nan_copies <= copies, copies > 0 and chance and rate lie in (0, 1).
+    `chance` is that of one parameter: `NonFinite.parameter_nan`, or the paper's, `published_nan_chance(1, rate)`.
+    Repeated questions to one corrupted copy say nothing new. Infinite where every copy gave NaN. Raises InputError unless
+    0 <= nan_copies <= copies, copies > 0 and 0 < chance < 1.
     """
-    check_fraction(rate, "rate")
-    each = _published_parameter_chance(rate) if chance is None else chance
-    check_fraction(each, "chance")
+    check_fraction(chance, "chance")
     if not 0 <= nan_copies <= copies or copies < 1:
         raise InputError(f"{nan_copies} of {copies} copies gave NaN: give a count from 0 to all of them")
     share = nan_copies / copies
     low, high = exact_bounds(share, copies, confidence)
     with np.errstate(divide="ignore"):
-        estimate, least, most = (np.log1p(-np.array([share, low, high])) / np.log1p(-each)).tolist()
+        estimate, least, most = (np.log1p(-np.array([share, low, high])) / np.log1p(-chance)).tolist()
     return Estimate(estimate, least, most, copies)
-
-
-def _published_parameter_chance(rate: float) -> float:
-    return rate * (1 - rate) ** 7 * (1 - 2.0**-23)
 
 
 def _all_alike(bits: int, rate: float) -> Floats:

@@ -127,12 +127,12 @@ class StudySettings(_Table):
             raise ValueError(
                 "your own fault list runs as it stands, so leave until and plan out: they need drawn faults"
             )
-        several = faults.count > 1 or faults.rate is not None or faults.pattern != "word"
+        several = not faults.strikes_one_value
         if rule is not None and rule.ranks and several:
             raise ValueError(
                 'until = "rank components" needs one fault a trial: leave count, rate and pattern out of [faults]'
             )
-        one_flip = (faults.corruption, faults.bits_per_word, faults.rate) == ("flip", 1, None) and not several
+        one_flip = (faults.corruption, faults.bits_per_word) == ("flip", 1) and not several
         if self.search.values and (self.fault_list or faults.sites != ("weight",) or not one_flip):
             raise ValueError(
                 'a search for boundary bits flips one bit of one stored value: set sites = ["weight"] under [faults], '
