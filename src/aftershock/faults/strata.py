@@ -7,7 +7,6 @@ draw of the whole one, given that it falls there. Strata are groups of cells.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import prod
 from typing import Literal
 
 import numpy as np
@@ -188,9 +187,7 @@ def _component_chances(
     """The chance of each component, as the selection draws a site and a value in it."""
     sizes: dict[str, int] = {}
     for site in sites:
-        sizes[site.component] = sizes.get(site.component, 0) + (
-            1 if selection.draw == "by_tensor" else prod(site.shape)
-        )
+        sizes[site.component] = sizes.get(site.component, 0) + (1 if selection.draw == "by_tensor" else site.numel)
     total = sum(sizes.values())
     for component, size in sizes.items():
         yield component, 1 / len(sizes) if selection.draw == "by_component" else size / total

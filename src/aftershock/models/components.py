@@ -103,6 +103,11 @@ class OutputSite:
         """Shape of the share that one token has."""
         return (self.features,)
 
+    @property
+    def numel(self) -> int:
+        """Number of values of the share that one token has."""
+        return self.features
+
 
 CachePart = Literal["key", "value"]
 
@@ -127,6 +132,11 @@ class CacheSite:
     def shape(self) -> tuple[int, ...]:
         """Shape of what is kept of a token."""
         return self.heads, self.channels
+
+    @property
+    def numel(self) -> int:
+        """Number of words kept of a token."""
+        return self.heads * self.channels
 
 
 @dataclass(frozen=True)

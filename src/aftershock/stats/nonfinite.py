@@ -61,8 +61,9 @@ def parameters_from_nan(nan_copies: int, copies: int, chance: float, confidence:
     ln(1 - q) / ln(1 - chance), with the exact interval of q.
 
     `chance` is that of one parameter: `NonFinite.parameter_nan`, or the paper's, `published_nan_chance(1, rate)`.
-    Repeated questions to one corrupted copy say nothing new. Infinite where every copy gave NaN. Raises InputError unless
-    0 <= nan_copies <= copies, copies > 0 and 0 < chance < 1.
+    Repeated questions to one corrupted copy say nothing new. Infinite where every copy gave NaN.
+
+    Raises InputError unless 0 <= nan_copies <= copies, copies > 0 and 0 < chance < 1.
     """
     check_fraction(chance, "chance")
     if not 0 <= nan_copies <= copies or copies < 1:

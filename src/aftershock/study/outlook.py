@@ -1,7 +1,6 @@
 """What a plan can tell, before it is run."""
 
 import time
-from math import prod
 
 from aftershock.faults import splits
 from aftershock.replay import ReferenceExecutor
@@ -68,8 +67,8 @@ def outlook(plan: Plan, *, seconds: float | None = None, advice: Advice | None =
     count = expected_trials(plan)
     population = {
         "weight": sum(site.numel for site in plan.population.parameters),
-        "activation channel": sum(site.features for site in plan.population.outputs),
-        "cache word of a token": sum(prod(site.shape) for site in plan.population.cached),
+        "activation channel": sum(site.numel for site in plan.population.outputs),
+        "cache word of a token": sum(site.numel for site in plan.population.cached),
     }
     # A list tells nothing of the population that it comes from: sized as for a very large one.
     bits = sum(population.values()) * plan.model.format.bits or 2**62
