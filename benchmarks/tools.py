@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from aftershock.errors import InputError
-from aftershock.faults import Fault, Flip, Selection, WeightSite, sample_faults, select
+from aftershock.faults import ActivationSite, Fault, Flip, Selection, WeightSite, sample_faults, select
 from aftershock.models import LoadedModel, decode, load
 from aftershock.replay import Batch, Executor, FastExecutor, Job, ModelCrashedError, ReferenceExecutor, Run
 from aftershock.tasks import Item, probe_items, windows
@@ -144,6 +144,7 @@ def described(fault: Fault) -> dict[str, Any]:
     if isinstance(fault.site, WeightSite):
         module = fault.site.parameter.removesuffix(".weight")
         return {"kind": "weight", "module": module, "index": fault.site.index, "bit": bit}
+    assert isinstance(fault.site, ActivationSite)
     token = fault.trigger.first - decode(0)
     return {"kind": "activation", "module": fault.site.module, "index": (token, fault.site.channel), "bit": bit}
 

@@ -18,6 +18,7 @@ from aftershock.faults import (
     Entry,
     Fault,
     Flip,
+    HeadValueSite,
     Replace,
     StuckAt,
     Trigger,
@@ -40,6 +41,8 @@ sites = (
     st.builds(WeightSite, names, st.lists(positions, min_size=1, max_size=4).map(tuple))
     | st.builds(ActivationSite, names, positions)
     | st.builds(CachedSite, st.sampled_from(["key", "value"]), names, positions, positions, entries)
+    | st.builds(HeadValueSite, st.sampled_from(["score", "probability"]), names, positions, tokens)
+    | st.builds(HeadValueSite, st.just("head_output"), names, positions, positions)
 )
 corruptions = (
     st.builds(Flip, bits)
@@ -138,6 +141,14 @@ def test_bits_are_put_in_order() -> None:
         "value a[1,2] of prefill:1.5 flip 3",
         "value a[1,2] of decode:0 flip 3",
         "value a[1,2] of nowhere flip 3",
+        "score a[1] flip 3 at first_token",
+        "score a[0.5] flip 3 at first_token",
+        "score a[1,2,0.5] flip 3 at first_token",
+        "score a[1,1.5] flip 3 at first_token",
+        "probability a[1,2] of first_token flip 3 at first_token",
+        "head_output a[1,0.5] flip 3 at first_token",
+        "value a[1,0.5] of first_token flip 3",
+        "weight a[1,0.5] flip 3",
         "weight a[1] twiddle 3",
         "weight a[1] flip",
         "weight a[1] flip x",

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import chisquare
@@ -54,6 +54,7 @@ def draw(model: ComponentMap, count: int, **keys: Any) -> list[tuple[Fault, ...]
     st.integers(1, 3),
     st.lists(st.integers(1, 7), min_size=1, max_size=3),
 )
+@example("stride", "all", 3, [4, 2])
 def test_placements_are_all_those_inside_the_tensor(
     name: PatternName, span: int | Literal["all"], stride: int, shape: list[int]
 ) -> None:

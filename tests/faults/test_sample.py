@@ -150,6 +150,31 @@ def test_words_of_the_cache_are_drawn_evenly(llama: ComponentMap) -> None:
         check(fault, llama, FP16)
 
 
+def test_values_of_attention_heads_are_drawn_evenly() -> None:
+    components = tiny_loaded("llama", attn_implementation="eager").components
+    drawn = draw(components, 1500, sites=["score", "probability", "head_output"], layers="1")
+    sites = [fault.site for (fault,) in drawn]
+    kinds = Counter(site.part for site in sites)
+    assert chi_square(kinds, {"score": 1.0, "probability": 1.0, "head_output": 1.0}) > LEAST_P
+    channels = {(head, channel): 1.0 for head in range(4) for channel in range(8)}
+    assert chi_square(Counter((s.head, s.place) for s in sites if s.part == "head_output"), channels) > LEAST_P
+    keys = [site for site in sites if site.part != "head_output"]
+    assert chi_square(Counter(site.head for site in keys), dict.fromkeys(range(4), 1.0)) > LEAST_P
+    assert kstest([site.place for site in keys], "uniform").pvalue > LEAST_P
+    stages = Counter(stage_of(fault.trigger.first) for (fault,) in drawn)
+    assert chi_square(stages, {"prefill": 1.0, "first_token": 1.0, "decode": 1.0}) > LEAST_P
+    for (fault,) in drawn:
+        check(fault, components, FP16)
+
+
+def test_heads_struck_together_have_one_key() -> None:
+    components = tiny_loaded("llama", attn_implementation="eager").components
+    for faults in draw(components, 20, sites=["score"], pattern="column", span=3):
+        assert len({(fault.site.module, fault.site.place, fault.trigger) for fault in faults}) == 1
+        first = faults[0].site.head
+        assert [fault.site.head for fault in faults] == [first, first + 1, first + 2]
+
+
 def test_decode_steps_stay_in_their_range(llama: ComponentMap) -> None:
     keys = {"sites": ["activation"], "stages": ["decode"], "decode_steps": (3, 5)}
     assert {fault.trigger.first for (fault,) in draw(llama, 200, 9, **keys)} == {decode(3), decode(4), decode(5)}

@@ -215,11 +215,11 @@ def test_a_module_that_does_not_run_is_an_error(llama: LoadedModel) -> None:
     call = Pass(block, 0, block.last_pass, 0, 8, 4, (True,) * 4, (0, 1, 2, 3))
     injection = Injection(llama, faults).__enter__()
     injection.begin_pass(call)
-    with pytest.raises(ContractError, match="never ran its module"):
+    with pytest.raises(ContractError, match="never made what it strikes"):
         injection.__exit__(None, None, None)
     injection = Injection(llama, faults).__enter__()
     injection.begin_pass(call)
-    with pytest.raises(ContractError, match="never ran its module"):
+    with pytest.raises(ContractError, match="never made what it strikes"):
         injection.begin_pass(call)
     injection.__exit__(None, None, None)
 

@@ -222,7 +222,7 @@ def test_what_was_due_and_did_not_run_is_an_error() -> None:
     model = model_of("llama")
     call = Pass(block_of(model), 0, 4, 0, 8, 4, (True,) * 4, (0, 1, 2, 3))
     for moment, reason in (
-        ("of first_token flip 1", "never ran its module"),
+        ("of first_token flip 1", "never made what it strikes"),
         ("of prefill:0 flip 1 from decode:2", "begins inside a forward call"),
         ("of prefill:0 flip 1 at prefill", "ends inside a forward call"),
     ):
@@ -250,7 +250,7 @@ def test_what_was_due_and_did_not_run_is_an_error() -> None:
 def test_attention_that_never_writes_to_its_cache_is_an_error() -> None:
     model = tiny_loaded("llama")
     model.module.get_submodule(ATTENTION).forward = lambda hidden_states, **_: (hidden_states, None)
-    with pytest.raises(ContractError, match="or wrote to its cache"):
+    with pytest.raises(ContractError, match="never made what it strikes"):
         forced(model, f"key {ATTENTION}[1,3] of first_token flip 1")
 
 

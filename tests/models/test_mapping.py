@@ -48,6 +48,13 @@ def share(module, site):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_every_site_tells_how_many_values_it_has(family):
+    components = component_map(tiny_model(family))
+    for site in (*components.parameters, *components.outputs, *components.cached, *components.heads):
+        assert site.numel == np.zeros(site.shape).size
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_sites_partition_every_parameter(family):
     module = tiny_model(family)
     covered = defaultdict(list)

@@ -234,7 +234,7 @@ def test_a_fault_whose_module_never_runs_is_an_error() -> None:
     layer = model.module.get_submodule("model.layers.1.mlp")
     layer.forward = lambda hidden: hidden
     (batch, *_) = batches_of(model)
-    with pytest.raises(ContractError, match="never ran its module"):
+    with pytest.raises(ContractError, match="never made what it strikes"):
         ReferenceExecutor(model).trial(
             batch, parse_faults("activation model.layers.1.mlp.down_proj[1] flip 1 at first_token")
         )

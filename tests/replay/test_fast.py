@@ -213,6 +213,32 @@ def test_faults_in_the_cache_agree_too(family: str, dtype: torch.dtype, trigger:
         assert left > (0 if family.startswith("gemma") else 2)
 
 
+def in_heads(model: LoadedModel, count: int) -> list[Job]:
+    """Faults in scores, probabilities and head outputs, each on one batch."""
+    chosen = Selection(sites=("score", "probability", "head_output"), bit_classes=("sign", "exponent"))
+    population, batches = select(chosen, model.components), batches_of(model)
+    jobs = []
+    for number in range(count):
+        batch = batches[number % len(batches)]
+        faults = sample_faults(chosen, population, model.format, batch.decode_passes, 8, number)
+        jobs.append(Job(number, batch, faults))
+    return jobs
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [(family, torch.float32) for family in ("llama", "gemma2", "gemma3", "gpt2", "gpt_neox", "opt", "mixtral")]
+    + [(family, torch.bfloat16) for family in ("llama", "gemma3", "qwen3")],
+)
+def test_faults_in_attention_heads_agree_too(family: str, dtype: torch.dtype) -> None:
+    model = model_of(family, dtype, attn_implementation="eager")
+    together = [] if family == "mixtral" else [IN_COMPANY]
+    for shapes in (SHORT_CALLS, *together):
+        different, left = disagreements(model, in_heads(model, 60), shapes)
+        assert different == []
+        assert left > 1
+
+
 UP, NORM, TABLE = "model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"
 ATTENTION = "model.layers.0.self_attn"
 VALUE = f"value {ATTENTION}[1,3] of first_token flip 30"
@@ -296,6 +322,12 @@ def test_answers_in_fp32_are_those_of_decoding_token_by_token(family: str) -> No
         for number in range(10)
     ]
     assert_decoded(model, [Job(n, batch, faults) for n, faults in enumerate([*sets, *cached])])
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_answers_in_fp32_under_faults_in_attention_heads_are_those_of_decoding(family: str) -> None:
+    model = model_of(family, attn_implementation="eager")
+    assert_decoded(model, [job for job in in_heads(model, 60) if job.batch.generates])
 
 
 @pytest.mark.parametrize(
@@ -451,7 +483,7 @@ def test_a_fault_whose_module_never_runs_is_an_error() -> None:
     model = tiny_loaded("llama")
     model.module.model.layers[1].mlp.forward = lambda hidden: hidden
     (batch, *_) = batches_of(model)
-    with pytest.raises(ContractError, match="never ran its module"):
+    with pytest.raises(ContractError, match="never made what it strikes"):
         FastExecutor(model).trial(
             batch, parse_faults("activation model.layers.1.mlp.down_proj[1] flip 1 at first_token")
         )

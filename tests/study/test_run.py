@@ -219,6 +219,33 @@ def test_own_fault_list_runs_in_its_order(folder, tmp_path):
     assert {item.outcome for item in study.trials[1].items} == {"non_finite"}
 
 
+@pytest.mark.parametrize("way", ["drawn", "listed"])
+def test_attention_is_computed_step_by_step_where_its_scores_are_struck(folder, tmp_path, way):
+    settings = tiny_settings(folder, faults={"sites": ["score", "probability"]}, run={"trials": 6})
+    if way == "listed":
+        line = "probability model.layers.0.self_attn[1,0.5] replace 1.0 at first_token"
+        settings = tiny_settings(folder).model_copy(update={"fault_list": (line,)})
+    plan = make_plan(settings)
+    study = run_study(plan, tmp_path / "study")
+    assert plan.model.attention == study.settings.model.attention == "eager"
+    assert {trial.site for trial in study.trials} <= {"score", "probability"}
+    assert any(trial.strikes for trial in study.trials)
+    assert make_plan(tiny_settings(folder)).settings.model.attention == "sdpa"
+
+
+def test_scores_of_a_fused_kernel_are_refused(folder):
+    settings = tiny_settings(folder, model={"attention": "sdpa"}, faults={"sites": ["score"]})
+    with pytest.raises(InputError, match='load it with attention = "eager"'):
+        make_plan(settings)
+
+
+def test_a_rule_that_ranks_components_ranks_those_of_the_cache_and_of_heads(folder):
+    faults = {"sites": ["key", "head_output", "weight"], "components": ["kv", "sv", "q"]}
+    run = {"until": "rank components", "plan": "neyman", "strata": ["component"], "trials": 200}
+    plan = make_plan(tiny_settings(folder, faults=faults, run=run))
+    assert plan.settings.faults.components == ("q", "kv", "sv")
+
+
 def test_a_step_no_answer_can_have_is_refused_before_the_run(folder):
     lines = ("weight model.norm.weight[3] flip 30 at decode:40",)
     with pytest.raises(InputError, match="can never strike"):

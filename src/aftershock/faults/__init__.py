@@ -10,6 +10,7 @@ from aftershock.faults.fault import (
     Entry,
     Fault,
     Flip,
+    HeadValueSite,
     Replace,
     Site,
     StuckAt,
@@ -30,6 +31,8 @@ from aftershock.faults.resolve import (
     cache_site,
     check,
     column_of,
+    head_site,
+    key_of,
     labels,
     output_site,
     parameter_site,
@@ -38,13 +41,14 @@ from aftershock.faults.resolve import (
     splits,
 )
 from aftershock.faults.sample import distinct, sample_faults
-from aftershock.faults.selection import Population, Selection, parse_layers, select
+from aftershock.faults.selection import MAKES_SCORES, Population, Selection, parse_layers, select
 from aftershock.faults.strata import Cell, Stratum, StratumKey, cell_faults, stratify
 
 __all__ = [
     "ALWAYS",
     "CATALOGUE",
     "GRAMMAR",
+    "MAKES_SCORES",
     "ActivationSite",
     "Add",
     "CachedSite",
@@ -54,6 +58,7 @@ __all__ = [
     "Fault",
     "FaultModel",
     "Flip",
+    "HeadValueSite",
     "Labels",
     "Population",
     "Replace",
@@ -70,6 +75,8 @@ __all__ = [
     "column_of",
     "distinct",
     "format_faults",
+    "head_site",
+    "key_of",
     "labels",
     "output_site",
     "parameter_site",

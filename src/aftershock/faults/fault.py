@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Literal
 
 from aftershock.errors import InputError
-from aftershock.models import FIRST_TOKEN, PREFILL, CachePart, decode
+from aftershock.models import FIRST_TOKEN, PREFILL, CachePart, HeadPart, decode
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,30 @@ class CachedSite:
         return f"{self.part} {self.module}[{self.head},{self.channel}] of {self.entry}"
 
 
-Site = WeightSite | ActivationSite | CachedSite
+@dataclass(frozen=True)
+class HeadValueSite:
+    """One value that a head of an attention module makes for the token that the trigger names, the query.
+
+    `place` of a score or probability is the key: an int counts from the row's first token, a float in [0, 1) is the
+    share of the tokens that the query sees before it. Of a head's output it is the channel. Raises InputError for a
+    place that none has.
+    """
+
+    part: HeadPart
+    module: str
+    head: int
+    place: int | float
+
+    def __post_init__(self) -> None:
+        if self.part == "head_output" and not isinstance(self.place, int):
+            raise InputError(f"channel {self.place} of a head's output does not exist: give a number from 0")
+        _check_token(self.place)
+
+    def __str__(self) -> str:
+        return f"{self.part} {self.module}[{self.head},{self.place!r}]"
+
+
+Site = WeightSite | ActivationSite | CachedSite | HeadValueSite
 
 
 @dataclass(frozen=True)
@@ -233,10 +256,10 @@ class Fault:
 
     @property
     def entry(self) -> Entry:
-        """The token whose word of the cache or whose activation is struck; weights belong to no token."""
+        """The token whose word of the cache is struck, or for which what is struck is made; weights belong to none."""
         if isinstance(self.site, CachedSite):
             return self.site.entry
-        assert isinstance(self.site, ActivationSite)
+        assert isinstance(self.site, ActivationSite | HeadValueSite)
         return Entry(self.trigger.first, self.trigger.token)
 
     def __str__(self) -> str:

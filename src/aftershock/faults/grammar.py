@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import get_args
 
 from aftershock.errors import InputError
 from aftershock.faults.fault import (
@@ -13,27 +14,32 @@ from aftershock.faults.fault import (
     Entry,
     Fault,
     Flip,
+    HeadValueSite,
     Replace,
     Site,
     StuckAt,
     Trigger,
     WeightSite,
 )
-from aftershock.models import FIRST_TOKEN, PREFILL, decode
+from aftershock.models import FIRST_TOKEN, PREFILL, HeadPart, decode
 
+_SHARE = r"(?:\d*\.\d+(?:e-?\d+)?|\d+e-\d+)"
 _LINE = re.compile(
-    r"(?P<kind>weight|activation|key|value) (?P<name>[^\s\[\]]+)\[(?P<index>\d+(?:,\d+)*)\] "
+    r"(?P<kind>weight|activation|key|value|score|probability|head_output) "
+    rf"(?P<name>[^\s\[\]]+)\[(?P<index>\d+(?:,\d+)*)(?:,(?P<share>{_SHARE}))?\] "
     r"(?:of (?P<entry>\S+) )?"
     r"(?P<corruption>flip|stuck-at-0|stuck-at-1|replace|add) (?P<amount>\S+)(?: (?P<trigger>\S.*))?"
 )
 _PASS = r"(prefill|first_token|decode:\d+)"
-_TOKEN = r"prefill:(\d+|\d*\.\d+(?:e-?\d+)?|\d+e-\d+)"
+_TOKEN = rf"prefill:(\d+|{_SHARE})"
 _JOIN = " & "
+_HEAD_PARTS: dict[str, HeadPart] = {part: part for part in get_args(HeadPart)}
 
 GRAMMAR = """\
 FAULT      = SITE CORRUPTION [TRIGGER]
 SITE       = "weight" PARAMETER "[" i,j,... "]"  |  "activation" MODULE "[" channel "]"
            | ("key" | "value") ATTENTION "[" head,channel "] of" ENTRY
+           | ("score" | "probability") ATTENTION "[" head,KEY "]"  |  "head_output" ATTENTION "[" head,channel "]"
 ENTRY      = "prefill:" TOKEN | "first_token" | "decode:" n   (the token whose key or value it is)
 CORRUPTION = "flip" BITS | "stuck-at-0" BITS | "stuck-at-1" BITS | "replace" NUMBER | "add" NUMBER
 BITS       = b,b,...   (0 is the least significant)
@@ -41,6 +47,7 @@ TRIGGER    = "always" | "at" PASS | "at prefill:" TOKEN | "during" STAGE | "from
 PASS       = "prefill" | "first_token" | "decode:" n   (n from 1)
 STAGE      = "prefill" | "first_token" | "decode"
 TOKEN      = n  (from the prompt's first token)  |  0.xx  (share of the prefill tokens before it)
+KEY        = n  (from the prompt's first token)  |  0.xx  (share of the tokens that the one at PASS sees)
 """
 
 
@@ -52,14 +59,24 @@ def parse_fault(text: str) -> Fault:
             f"fault {text.strip()!r} can't be read: write SITE CORRUPTION TRIGGER, for example "
             "'weight model.norm.weight[3] flip 14 always'"
         )
-    index = tuple(map(int, match["index"].split(",")))
-    site = _site(match, index, text)
+    site = _site(match, tuple(map(int, match["index"].split(","))), text)
     trigger = ALWAYS if match["trigger"] is None else parse_trigger(match["trigger"])
     return Fault(site, _corruption(match["corruption"], match["amount"], text), trigger)
 
 
 def _site(match: re.Match[str], index: tuple[int, ...], text: str) -> Site:
-    kind, name, entry = match["kind"], match["name"], match["entry"]
+    kind, name, entry, share = match["kind"], match["name"], match["entry"], match["share"]
+    if kind in _HEAD_PARTS:
+        place = float(share) if share else index[-1]
+        if len(index) + bool(share) != 2 or entry is not None:
+            second = "channel" if kind == "head_output" else "key"
+            raise InputError(
+                f"fault {text.strip()!r}: a {kind} has two indices, its head and its {second}, and its token in the "
+                f"trigger: write '{kind} {name}[0,3] flip 14 at prefill:0.5'"
+            )
+        return HeadValueSite(_HEAD_PARTS[kind], name, index[0], place)
+    if share:
+        raise InputError(f"fault {text.strip()!r}: {share} names a key by its share: a {kind} has whole indices only")
     if kind in ("key", "value"):
         if len(index) != 2 or entry is None:
             raise InputError(

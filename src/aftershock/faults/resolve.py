@@ -6,8 +6,26 @@ from difflib import get_close_matches
 import numpy as np
 
 from aftershock.errors import InputError
-from aftershock.faults.fault import ActivationSite, CachedSite, Entry, Fault, Flip, StuckAt, WeightSite
-from aftershock.models import PREFILL, Block, CacheSite, ComponentMap, OutputSite, ParameterSite, stage_of
+from aftershock.faults.fault import (
+    ActivationSite,
+    CachedSite,
+    Entry,
+    Fault,
+    Flip,
+    HeadValueSite,
+    StuckAt,
+    WeightSite,
+)
+from aftershock.models import (
+    PREFILL,
+    Block,
+    CacheSite,
+    ComponentMap,
+    HeadSite,
+    OutputSite,
+    ParameterSite,
+    stage_of,
+)
 from aftershock.numerics import NumberFormat
 
 SEVERAL = "several"
@@ -79,11 +97,48 @@ def cache_site(fault: Fault, components: ComponentMap) -> CacheSite:
     return part
 
 
-def site_of(fault: Fault, components: ComponentMap) -> ParameterSite | OutputSite | CacheSite:
+def head_site(fault: Fault, components: ComponentMap) -> HeadSite:
+    """The heads that a fault lies in. Raises InputError when the model has no such value."""
+    site = fault.site
+    assert isinstance(site, HeadValueSite)
+    attentions = {part.module: part for part in components.heads}
+    if site.module not in attentions:
+        raise InputError(
+            f"fault '{fault}': {components.architecture} has no attention {site.module}"
+            + _suggestion(site.module, list(attentions))
+        )
+    part = next((part for part in components.heads if (part.module, part.part) == (site.module, site.part)), None)
+    if part is None:
+        raise InputError(
+            f"fault '{fault}': a fused attention kernel makes no {site.part} that could be struck: load the model with "
+            'attention = "eager"'
+        )
+    channels = part.channels if site.part == "head_output" else None
+    if not 0 <= site.head < part.heads or (channels is not None and not 0 <= site.place < channels):
+        of_channels = "" if channels is None else f" of {channels} channels"
+        raise InputError(f"fault '{fault}': {site.module} has {part.heads} heads{of_channels}, numbered from 0")
+    return part
+
+
+def key_of(site: HeadValueSite, seen: range) -> int | None:
+    """The key that a score or probability belongs to, of the tokens that its query sees; None where it sees none
+    such."""
+    if isinstance(site.place, int):
+        return site.place if site.place in seen else None
+    return seen[int(site.place * len(seen))]
+
+
+def site_of(fault: Fault, components: ComponentMap) -> ParameterSite | OutputSite | CacheSite | HeadSite:
     """The part of the model that a fault lies in. Raises InputError when the model has no such place."""
-    if isinstance(fault.site, WeightSite):
-        return parameter_site(fault, components)
-    return cache_site(fault, components) if isinstance(fault.site, CachedSite) else output_site(fault, components)
+    match fault.site:
+        case WeightSite():
+            return parameter_site(fault, components)
+        case CachedSite():
+            return cache_site(fault, components)
+        case HeadValueSite():
+            return head_site(fault, components)
+        case ActivationSite():
+            return output_site(fault, components)
 
 
 def _suggestion(name: str, known: list[str]) -> str:
@@ -93,25 +148,25 @@ def _suggestion(name: str, known: list[str]) -> str:
 
 def check(fault: Fault, components: ComponentMap, number_format: NumberFormat) -> None:
     """Raise InputError unless the model has what the fault names and the fault can strike there."""
+    part = site_of(fault, components)
     if isinstance(fault.site, WeightSite):
-        parameter_site(fault, components)
         if fault.trigger.token is not None:
             raise InputError(f"fault '{fault}': a weight has no token: write 'at prefill'")
     elif isinstance(fault.site, CachedSite):
-        cache_site(fault, components)
         if fault.trigger.token is not None:
             raise InputError(f"fault '{fault}': the token of a key or value comes after 'of': write 'at prefill'")
         if fault.trigger.end is not None and fault.trigger.end <= fault.first:
             raise InputError(f"fault '{fault}' is over before the token is there: give it a later end")
     else:
-        output = output_site(fault, components)
         if not fault.trigger.transient:
+            kind = site_kind(fault).replace("_", " ")
             raise InputError(
-                f"fault '{fault}': an activation lives for one pass: give it a transient trigger such as 'at decode:3'"
+                f"fault '{fault}': {'an' if kind == 'activation' else 'a'} {kind} lives for one pass: give it a "
+                "transient trigger such as 'at decode:3'"
             )
         if fault.trigger.first == PREFILL and fault.trigger.token is None:
             raise InputError(f"fault '{fault}': prefill has many tokens: say which, for example 'at prefill:0.5'")
-        if fault.trigger.first == PREFILL and output.component == "lm_head":
+        if fault.trigger.first == PREFILL and part.component == "lm_head":
             raise InputError(
                 f"fault '{fault}': the output of lm_head is computed for answer tokens only: use first_token or decode"
             )
@@ -156,8 +211,8 @@ def _stage(fault: Fault) -> str:
 
 
 def site_kind(fault: Fault) -> str:
-    """`weight`, `activation`, `key` or `value`."""
-    if isinstance(fault.site, CachedSite):
+    """`weight`, `activation`, `key`, `value`, `score`, `probability` or `head_output`."""
+    if isinstance(fault.site, CachedSite | HeadValueSite):
         return fault.site.part
     return "weight" if isinstance(fault.site, WeightSite) else "activation"
 
@@ -166,8 +221,8 @@ def splits(faults: tuple[Fault, ...]) -> frozenset[int]:
     """Pass numbers before which a run under these faults is cut.
 
     Weight faults that begin or end between two passes need the cut, and so do words of the cache that are wrong from
-    later on than they are written; an activation, and a word that is wrong from the start, is reached by its token
-    wherever the cuts lie, and `first_token` needs none of the one pass that prefill shares with it.
+    later on than they are written; what is made for a token, and a word that is wrong from the start, is reached by its
+    token wherever the cuts lie, and `first_token` needs none of the one pass that prefill shares with it.
     """
     return frozenset().union(*map(_splits, faults))
 
@@ -175,7 +230,7 @@ def splits(faults: tuple[Fault, ...]) -> frozenset[int]:
 def _splits(fault: Fault) -> frozenset[int]:
     if isinstance(fault.site, WeightSite):
         return fault.trigger.boundaries
-    if isinstance(fault.site, ActivationSite):
+    if not isinstance(fault.site, CachedSite):
         return frozenset()
     late = fault.first > fault.site.entry.number
     return fault.trigger.boundaries if late else fault.trigger.boundaries - {fault.trigger.first}

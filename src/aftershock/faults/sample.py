@@ -14,6 +14,7 @@ from aftershock.faults.fault import (
     Entry,
     Fault,
     Flip,
+    HeadValueSite,
     Replace,
     Site,
     StuckAt,
@@ -21,8 +22,8 @@ from aftershock.faults.fault import (
     WeightSite,
 )
 from aftershock.faults.grammar import parse_trigger
-from aftershock.faults.selection import TRANSIENT, Population, Selection, SiteKind, StageName
-from aftershock.models import FIRST_TOKEN, PREFILL, CachePart, CacheSite, OutputSite, ParameterSite, decode
+from aftershock.faults.selection import TRANSIENT, Population, PopulationSite, Selection, SiteKind, StageName
+from aftershock.models import FIRST_TOKEN, PREFILL, CacheSite, HeadSite, OutputSite, ParameterSite, decode
 from aftershock.numerics import NumberFormat, generator
 
 
@@ -55,8 +56,12 @@ def sample_faults(
             for _, struck in events
             for corruption in _corruptions(selection, number_format, len(struck), random)
         )
+    if kind in ("key", "value"):
+        cached = tuple(site for site in population.cached if site.part == kind)
+        return _in_cache(cached, selection, number_format, decode_passes, random)
     if kind != "activation":
-        return _in_cache(kind, selection, population, number_format, decode_passes, random)
+        heads = tuple(site for site in population.heads if site.part == kind)
+        return _in_heads(heads, selection, number_format, decode_passes, random)
     # The head's output exists for answer tokens only.
     beside_head = tuple(o for o in population.outputs if o.component != "lm_head")
     stages = tuple(stage for stage in selection.stages if stage != "prefill" or beside_head)
@@ -74,18 +79,17 @@ def sample_faults(
 
 
 def _in_cache(
-    part: CachePart,
+    cached: tuple[CacheSite, ...],
     selection: Selection,
-    population: Population,
     number_format: NumberFormat,
     decode_passes: int,
     random: np.random.Generator,
 ) -> tuple[Fault, ...]:
     """Faults in keys, or in values, of tokens that are drawn as those of activation faults are."""
     stage = _stage(selection.stages, selection, decode_passes, random)
-    cached = tuple(site for site in population.cached if site.part == part)
     faults = []
     for number, struck in _draw_events(selection, cached, random):
+        site = cached[number]
         entry = Entry(_pass(stage, selection, decode_passes, random), _token(stage, selection, random))
         trigger = ALWAYS
         if selection.cache_trigger == TRANSIENT:
@@ -93,14 +97,37 @@ def _in_cache(
             trigger = Trigger(first, first + 1)
         corruptions = _corruptions(selection, number_format, len(struck), random)
         for position, corruption in zip(struck.tolist(), corruptions, strict=True):
-            head, channel = divmod(position, cached[number].channels)
-            faults.append(Fault(CachedSite(part, cached[number].module, head, channel, entry), corruption, trigger))
+            head, channel = divmod(position, site.channels)
+            faults.append(Fault(CachedSite(site.part, site.module, head, channel, entry), corruption, trigger))
+    return tuple(faults)
+
+
+def _in_heads(
+    heads: tuple[HeadSite, ...],
+    selection: Selection,
+    number_format: NumberFormat,
+    decode_passes: int,
+    random: np.random.Generator,
+) -> tuple[Fault, ...]:
+    """Faults in what attention heads make of tokens that are drawn as those of activation faults are; of a score or
+    probability the key is any that the token sees, each as likely."""
+    stage = _stage(selection.stages, selection, decode_passes, random)
+    faults = []
+    for number, struck in _draw_events(selection, heads, random):
+        site = heads[number]
+        trigger = _activation_trigger(stage, selection, decode_passes, random)
+        key = None if site.part == "head_output" else float(random.random())
+        corruptions = _corruptions(selection, number_format, len(struck), random)
+        for position, corruption in zip(struck.tolist(), corruptions, strict=True):
+            head, channel = divmod(position, site.shape[1])
+            place = channel if key is None else key
+            faults.append(Fault(HeadValueSite(site.part, site.module, head, place), corruption, trigger))
     return tuple(faults)
 
 
 def _draw_events(
     selection: Selection,
-    sites: tuple[ParameterSite, ...] | tuple[OutputSite, ...] | tuple[CacheSite, ...],
+    sites: Sequence[PopulationSite],
     random: np.random.Generator,
 ) -> list[tuple[int, np.ndarray]]:
     """Number of the site of each event, and the flat positions in it that are struck (int64)."""
@@ -114,7 +141,7 @@ def _draw_events(
 
 def _draw_placements(
     selection: Selection,
-    sites: tuple[ParameterSite, ...] | tuple[OutputSite, ...] | tuple[CacheSite, ...],
+    sites: Sequence[PopulationSite],
     random: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """As many distinct ones as there are events: number of the site, and placement in it (int64 arrays)."""

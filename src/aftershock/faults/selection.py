@@ -1,6 +1,7 @@
 """Say which faults to draw: the `[faults]` table of a study file, and the population it selects."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,10 +11,12 @@ from aftershock.errors import InputError
 from aftershock.faults.catalogue import CATALOGUE
 from aftershock.faults.grammar import parse_trigger
 from aftershock.faults.patterns import Pattern, PatternName, pattern_of
-from aftershock.models import COMPONENTS, CacheSite, ComponentMap, OutputSite, ParameterSite
+from aftershock.models import COMPONENTS, CacheSite, ComponentMap, HeadSite, OutputSite, ParameterSite
 from aftershock.numerics import BIT_CLASSES, BitClass, NumberFormat
 
-SiteKind = Literal["weight", "activation", "key", "value"]
+SiteKind = Literal["weight", "activation", "key", "value", "score", "probability", "head_output"]
+MAKES_SCORES: tuple[SiteKind, ...] = ("score", "probability")
+"""Kinds of site that are there only where attention is computed step by step."""
 StageName = Literal["prefill", "first_token", "decode"]
 CorruptionName = Literal["flip", "stuck-at-0", "stuck-at-1", "replace", "add"]
 Draw = Literal["uniform", "by_component", "by_tensor"]
@@ -47,8 +50,8 @@ class Selection(BaseModel):
                  pass drawn from its own to the last
     stages       stages that transient faults are drawn from, and the tokens whose keys and values are struck, with
                  equal probability
-    tokens       prefill tokens that faults in activations, keys and values may strike, as shares [from, to) of the
-                 prompt
+    tokens       prefill tokens whose activations, keys, values and heads faults may strike, as shares [from, to) of
+                 the prompt; the key of a score or probability is any that the token sees, each as likely
     decode_steps decode steps [from, to] that faults are drawn from
     """
 
@@ -159,13 +162,41 @@ class Selection(BaseModel):
         return tuple(sorted(bit for name in classes for bit in number_format.bits_of(name)))
 
 
+PopulationSite = ParameterSite | OutputSite | CacheSite | HeadSite
+
+
 @dataclass(frozen=True)
 class Population:
-    """The parameter shares, output shares and cached keys and values that a selection leaves, in the map's order."""
+    """What a selection leaves of a component map, in its order; of the kinds of site that it names."""
 
-    parameters: tuple[ParameterSite, ...]
-    outputs: tuple[OutputSite, ...]
-    cached: tuple[CacheSite, ...]
+    parameters: tuple[ParameterSite, ...] = ()
+    outputs: tuple[OutputSite, ...] = ()
+    cached: tuple[CacheSite, ...] = ()
+    heads: tuple[HeadSite, ...] = ()
+
+    @property
+    def sites(self) -> tuple[PopulationSite, ...]:
+        """All of them."""
+        return (*self.parameters, *self.outputs, *self.cached, *self.heads)
+
+    def of(self, kind: SiteKind) -> tuple[PopulationSite, ...]:
+        """Those of one kind."""
+        if kind == "weight":
+            return self.parameters
+        if kind == "activation":
+            return self.outputs
+        return tuple(site for site in self.cached if site.part == kind) + tuple(
+            site for site in self.heads if site.part == kind
+        )
+
+    def where(self, wanted: Callable[[PopulationSite], bool]) -> "Population":
+        """Those that are wanted."""
+        return Population(
+            tuple(filter(wanted, self.parameters)),
+            tuple(filter(wanted, self.outputs)),
+            tuple(filter(wanted, self.cached)),
+            tuple(filter(wanted, self.heads)),
+        )
 
 
 def select(selection: Selection, components: ComponentMap) -> Population:
@@ -173,35 +204,30 @@ def select(selection: Selection, components: ComponentMap) -> Population:
     layers = parse_layers(selection.layers, components.layers)
     pattern = re.compile(selection.modules)
 
-    def wanted(name: str, component: str, layer: int | None, shape: tuple[int, ...]) -> bool:
+    def wanted(site: PopulationSite) -> bool:
         return (
-            selection.struck_together.placements(shape) > 0
-            and (not selection.components or component in selection.components)
-            and (layers is None or layer in layers)
-            and pattern.search(name) is not None
+            selection.struck_together.placements(site.shape) > 0
+            and (not selection.components or site.component in selection.components)
+            and (layers is None or site.layer in layers)
+            and pattern.search(site.name if isinstance(site, ParameterSite) else site.module) is not None
         )
 
-    parameters = tuple(p for p in components.parameters if wanted(p.name, p.component, p.layer, p.shape))
-    outputs = tuple(o for o in components.outputs if wanted(o.module, o.component, o.layer, o.shape))
-    cached = tuple(c for c in components.cached if wanted(c.module, c.component, c.layer, c.shape))
-    left = {
-        "weight": parameters,
-        "activation": outputs,
-        "key": tuple(c for c in cached if c.part == "key"),
-        "value": tuple(c for c in cached if c.part == "value"),
-    }
+    every = Population(components.parameters, components.outputs, components.cached, components.heads)
+    left = every.where(wanted)
     for kind in selection.sites:
-        if not left[kind]:
+        if not every.of(kind):
+            raise InputError(
+                f"{components.architecture} makes no {kind} here that a fault could strike: load it with "
+                'attention = "eager"'
+            )
+        if not left.of(kind):
             raise InputError(
                 f"the selection (components {list(selection.components) or 'all'}, layers "
                 f"{selection.layers or 'all'!r}, modules {selection.modules or 'all'!r}, pattern {selection.pattern}, "
                 f"span {selection.span}) leaves no {kind} of {components.architecture} to put a fault in: widen it"
             )
-    return Population(
-        parameters if "weight" in selection.sites else (),
-        outputs if "activation" in selection.sites else (),
-        tuple(c for c in cached if c.part in selection.sites),
-    )
+    chosen = {site for kind in selection.sites for site in left.of(kind)}
+    return left.where(chosen.__contains__)
 
 
 def parse_layers(text: str, layers: int) -> frozenset[int] | None:

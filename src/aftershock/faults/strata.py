@@ -15,8 +15,8 @@ from aftershock.errors import InputError
 from aftershock.faults.fault import Fault
 from aftershock.faults.grammar import parse_trigger
 from aftershock.faults.sample import sample_faults
-from aftershock.faults.selection import TRANSIENT, Population, Selection, SiteKind, StageName
-from aftershock.models import CacheSite, OutputSite, ParameterSite, stage_of
+from aftershock.faults.selection import TRANSIENT, Population, PopulationSite, Selection, SiteKind, StageName
+from aftershock.models import stage_of
 from aftershock.numerics import NumberFormat, generator
 
 StratumKey = Literal["site", "component", "bit_class", "bit", "stage"]
@@ -108,14 +108,12 @@ def _cells(
     for kind in selection.sites:
         stages = _stages(kind, selection, population)
         for stage, stage_chance in _stage_chances(kind, selection, stages, decode_chance):
-            sites: tuple[ParameterSite | OutputSite | CacheSite, ...] = population.parameters
-            if kind in ("key", "value"):
-                sites = tuple(site for site in population.cached if site.part == kind)
-            elif kind == "activation":
+            sites = population.of(kind)
+            if kind == "activation" and stage == "prefill":
                 # The head's output exists for answer tokens only.
-                sites = tuple(o for o in population.outputs if stage != "prefill" or o.component != "lm_head")
+                sites = tuple(site for site in sites if site.component != "lm_head")
             for component, chance in _component_chances(selection, sites):
-                own = tuple(site for site in sites if site.component == component)
+                own = frozenset(site for site in sites if site.component == component)
                 for label, positions, bit_chance in bits:
                     narrow: dict[str, object] = {"sites": (kind,), "components": (component,)}
                     if positions:
@@ -125,11 +123,7 @@ def _cells(
                     yield Cell(
                         {"site": kind, "component": component, "stage": stage, **label},
                         selection.model_copy(update=narrow),
-                        Population(
-                            tuple(site for site in own if isinstance(site, ParameterSite)),
-                            tuple(site for site in own if isinstance(site, OutputSite)),
-                            tuple(site for site in own if isinstance(site, CacheSite)),
-                        ),
+                        population.where(own.__contains__),
                         stages,
                         stage_chance * chance * bit_chance / len(selection.sites),
                     )
@@ -181,9 +175,7 @@ def _stage_chances(
             yield stage, decode_chance / count
 
 
-def _component_chances(
-    selection: Selection, sites: tuple[ParameterSite | OutputSite | CacheSite, ...]
-) -> Iterator[tuple[str, float]]:
+def _component_chances(selection: Selection, sites: tuple[PopulationSite, ...]) -> Iterator[tuple[str, float]]:
     """The chance of each component, as the selection draws a site and a value in it."""
     sizes: dict[str, int] = {}
     for site in sites:

@@ -1,8 +1,8 @@
 """Arm faults on a live model, prove that they fired exactly as named, and undo them.
 
 Weights are written in place through an integer view and written back word by word. An activation is written
-by one hook on the module it belongs to, in the pass it names, a word of the key-value cache by one on the attention
-that keeps it. Nothing is copied but the words struck.
+by one hook on the module it belongs to, in the pass it names; a word of the key-value cache, and what heads make, by
+some on the attention that keeps or makes it. Nothing is copied but the words struck.
 """
 
 from collections import Counter
@@ -26,6 +26,7 @@ from aftershock.faults import (
 )
 from aftershock.inject.cached import CachedFaults
 from aftershock.inject.due import Claims, Due, due_rows
+from aftershock.inject.heads import HeadFaults
 from aftershock.inject.struck import Struck, strike
 from aftershock.models import LoadedModel, OutputSite, Pass, output_tensor, reroute
 from aftershock.numerics import words
@@ -85,22 +86,25 @@ class Injection:
         self._struck: list[Struck] = []
         self._reached: set[int] = set()
         self._cached = CachedFaults(model, self._faults, self._rows)
+        self._heads = HeadFaults(model, self._faults, self._rows)
 
     @property
     def struck(self) -> tuple[Struck, ...]:
-        """Every word written so far, those in the cache last, each in the order of writing."""
-        return (*self._struck, *self._cached.struck)
+        """Every word written so far: in weights and activations, in the cache, in heads, each in the order of
+        writing."""
+        return (*self._struck, *self._cached.struck, *self._heads.struck)
 
     @property
     def reached_rows(self) -> frozenset[int]:
         """Rows that took part in a pass with some fault present."""
-        return frozenset(self._reached | self._cached.reached)
+        return frozenset(self._reached | self._cached.reached | self._heads.reached)
 
     def __enter__(self) -> "Injection":
         try:
             for name, module in self._modules.items():
                 self._hooks.append(module.register_forward_hook(self._hook(name)))
             self._hooks.extend(self._cached.register())
+            self._hooks.extend(self._heads.register())
             self._arm_weights(lambda trigger: trigger == ALWAYS)
         except BaseException:
             self._disarm()
@@ -136,6 +140,7 @@ class Injection:
                 if due.rows:
                     self._due.setdefault(output.module, []).append(due)
         self._cached.begin_pass(call)
+        self._heads.begin_pass(call)
 
     def _arm_weights(self, begins: Callable[[Trigger], bool]) -> None:
         present = {id(armed.group) for armed in self._armed}
@@ -173,11 +178,12 @@ class Injection:
             self._take_back(lambda armed: True)
 
     def _require_fired(self) -> None:
-        missed = [due.fault for module in self._due.values() for due in module] + self._cached.missed()
+        missed = [due.fault for module in self._due.values() for due in module]
+        missed += self._cached.missed() + self._heads.missed()
         self._due.clear()
         if missed:
             raise ContractError(
-                f"'{self._faults[missed[0]]}' was due in a forward call that never ran its module or wrote to its cache"
+                f"'{self._faults[missed[0]]}' was due in a forward call that never made what it strikes"
             )
 
     def _require_announced(self) -> None:

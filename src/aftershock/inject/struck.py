@@ -17,7 +17,8 @@ class Struck:
     and after.
 
     `row` is the row of the block, None for a weight. `index` is the element of the stored tensor, (token, channel) of
-    an activation or (token, head, channel) of a key or value, tokens counted from the row's first.
+    an activation, (token, head, channel) of a key, a value or a head's output, or (query, head, key) of a score or
+    probability; tokens are counted from the row's first.
     """
 
     fault: int

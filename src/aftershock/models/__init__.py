@@ -2,11 +2,21 @@
 
 from aftershock.models.blocks import BeforePass, Block, Pass, align, cut
 from aftershock.models.columns import ColumnCache, States
-from aftershock.models.components import COMPONENTS, CachePart, CacheSite, ComponentMap, OutputSite, ParameterSite, Rows
+from aftershock.models.components import (
+    COMPONENTS,
+    CachePart,
+    CacheSite,
+    ComponentMap,
+    HeadPart,
+    HeadSite,
+    OutputSite,
+    ParameterSite,
+    Rows,
+)
 from aftershock.models.demo import DemoModel, demo_models, pull
 from aftershock.models.devices import devices_of
 from aftershock.models.hashing import model_hash
-from aftershock.models.loading import LoadedModel, load
+from aftershock.models.loading import Attention, LoadedModel, load
 from aftershock.models.mapping import ARCHITECTURES, component_map, output_tensor
 from aftershock.models.passes import (
     Choices,
@@ -28,6 +38,7 @@ __all__ = [
     "COMPONENTS",
     "FIRST_TOKEN",
     "PREFILL",
+    "Attention",
     "BeforePass",
     "Block",
     "CachePart",
@@ -37,6 +48,8 @@ __all__ = [
     "ComponentMap",
     "DemoModel",
     "Generated",
+    "HeadPart",
+    "HeadSite",
     "LoadedModel",
     "OutputSite",
     "ParameterSite",

@@ -13,6 +13,9 @@ COMPONENTS: tuple[str, ...] = (
     "k",
     "v",
     "kv",
+    "qk",
+    "softmax",
+    "sv",
     "o",
     "qk_norm",
     "gate",
@@ -139,12 +142,54 @@ class CacheSite:
         return self.heads * self.channels
 
 
+HeadPart = Literal["score", "probability", "head_output"]
+
+
+@dataclass(frozen=True)
+class HeadSite:
+    """What the heads of one attention make for each token (query), in the order of making.
+
+    `score`: the product of the query and a key, before it is scaled, capped or masked. `probability`: the weight that
+    the softmax gives a key, as the second product reads it. `head_output`: the sum of the values so weighted, which `o`
+    reads. A head has a score and a probability for each token that the query sees, itself and those before it, `window`
+    in all (None where the attention does not slide), and `channels` of output.
+    """
+
+    module: str
+    part: HeadPart
+    layer: int
+    heads: int
+    channels: int
+    window: int | None
+
+    @property
+    def component(self) -> str:
+        """The operation that makes it."""
+        return {"score": "qk", "probability": "softmax", "head_output": "sv"}[self.part]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of what is made for a token, and for one key of it where it is made for each."""
+        return self.heads, (self.channels if self.part == "head_output" else 1)
+
+    @property
+    def numel(self) -> int:
+        """Number of values made for a token, for one key where they are made for each."""
+        return prod(self.shape)
+
+    def seen(self, query: int) -> range:
+        """The tokens that a token sees, all counted from a row's first."""
+        return range(0 if self.window is None else max(0, query - self.window + 1), query + 1)
+
+
 @dataclass(frozen=True)
 class ComponentMap:
-    """Every parameter, every mapped output and everything kept in the key-value cache of one model."""
+    """Every parameter, every mapped output, everything kept in the key-value cache and made by the attention heads of
+    one model. Scores and probabilities are there only where the attention makes them (`eager`)."""
 
     architecture: str
     layers: int
     parameters: tuple[ParameterSite, ...]
     outputs: tuple[OutputSite, ...]
     cached: tuple[CacheSite, ...]
+    heads: tuple[HeadSite, ...]

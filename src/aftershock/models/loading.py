@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -22,6 +22,9 @@ from aftershock.models.demo import pull
 from aftershock.models.devices import devices_of, split_over
 from aftershock.models.mapping import component_map
 from aftershock.numerics import NumberFormat, format_of
+
+Attention = Literal["sdpa", "eager"]
+"""How attention is computed: by a fused kernel, or step by step, where its scores and probabilities can be reached."""
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "model*.safetensors"]
@@ -57,20 +60,32 @@ class LoadedModel:
         return {parameter: tuple(modules) for parameter, modules in users.items()}
 
     @property
+    def attention(self) -> Attention:
+        """How attention is computed."""
+        config: Any = self.module.config
+        implementation: Attention = config._attn_implementation
+        return implementation
+
+    @property
     def format(self) -> NumberFormat:
         """Number format of the weights."""
         return format_of(self.dtype)
 
 
 def load(
-    spec: str, dtype: str | torch.dtype = "float32", device: str = "cpu", progress: Progress = quiet
+    spec: str,
+    dtype: str | torch.dtype = "float32",
+    device: str = "cpu",
+    progress: Progress = quiet,
+    attention: Attention | None = None,
 ) -> LoadedModel:
     """Load a model.
 
     `spec` is `demo:NAME`, a folder with safetensors, a `.gguf` file or a hub id (`organisation/name`); `dtype`
     one of float32, float16, bfloat16; `device` as `devices_of` reads it: `cpu`, `cuda`, `cuda:N`, or several GPUs that
-    share the model's layers. `progress` is told of downloads and conversions. Logits are bit-identical to what
-    transformers gives for the same folder, dtype and device, the weights there being without gradients too (for others
+    share the model's layers. `progress` is told of downloads and conversions. `attention` not given: transformers' own
+    choice, `sdpa` or, where the architecture needs it (Gemma 2), `eager`. Logits are bit-identical to what transformers
+    gives for the same folder, dtype, device and attention, the weights there being without gradients too (for others
     torch may take another kernel, which rounds otherwise).
 
     Raises InputError for a model that is missing, damaged, pickled, quantised, without a tokenizer or of an
@@ -81,7 +96,7 @@ def load(
         folder = _folder(spec, progress)
         _check_weights(folder)
         tokenizer = _tokenizer(folder)
-        module = _module(folder, number_format.dtype, devices)
+        module = _module(folder, number_format.dtype, devices, attention)
     module.eval().requires_grad_(False)
     return LoadedModel(module, tokenizer, spec, number_format.dtype, devices[0], component_map(module))
 
@@ -145,19 +160,20 @@ def _tokenizer(folder: Path) -> Any:
         ) from error
 
 
-def _module(folder: Path, dtype: torch.dtype, devices: tuple[torch.device, ...]) -> torch.nn.Module:
+def _module(
+    folder: Path, dtype: torch.dtype, devices: tuple[torch.device, ...], attention: Attention | None
+) -> torch.nn.Module:
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         if getattr(config, "quantization_config", None) is not None:
             raise InputError(f"{folder} holds quantised weights: give a float32, float16 or bfloat16 model")
-        # None asks for transformers' own choice (sdpa, or eager where the architecture needs it, as Gemma 2
-        # does); it overrides the file, which could name a kernel to be fetched from the hub.
+        # What is asked for overrides the file, which could name a kernel to be fetched from the hub.
         module, report = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             dtype=dtype,
             device_map=split_over(config, dtype, devices) if len(devices) > 1 else None,
-            attn_implementation=None,
+            attn_implementation=attention,
             experts_implementation=None,
             use_safetensors=True,
             local_files_only=True,

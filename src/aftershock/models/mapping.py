@@ -17,7 +17,17 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from aftershock.errors import InputError
-from aftershock.models.components import COMPONENTS, CachePart, CacheSite, ComponentMap, OutputSite, ParameterSite, Rows
+from aftershock.models.components import (
+    COMPONENTS,
+    CachePart,
+    CacheSite,
+    ComponentMap,
+    HeadPart,
+    HeadSite,
+    OutputSite,
+    ParameterSite,
+    Rows,
+)
 
 ARCHITECTURES: tuple[str, ...] = (
     "GPT2LMHeadModel",
@@ -109,10 +119,10 @@ def component_map(module: torch.nn.Module) -> ComponentMap:
     """Map a decoder language model of transformers, in evaluation mode, to components.
 
     Parameters come in the order of `named_parameters`, outputs in the order in which one pass makes them
-    (a forward pass over 2 x 3 tokens shows their layouts; its hooks are gone afterwards), what the cache keeps layer by
-    layer. A tensor that serves as embedding and as lm_head is one parameter site, `embedding+lm_head`, and two output
-    sites. An output site of a module that returns a tuple (routers: their logits come first) refers to the first
-    element.
+    (a forward pass over 2 x 3 tokens shows their layouts; its hooks are gone afterwards), what the cache keeps and what
+    attention heads make layer by layer. A tensor that serves as embedding and as lm_head is one parameter site,
+    `embedding+lm_head`, and two output sites. An output site of a module that returns a tuple (routers: their logits
+    come first) refers to the first element.
 
     Raises InputError, naming the architecture and what could not be mapped, for a model it does not know.
     """
@@ -126,12 +136,14 @@ def component_map(module: torch.nn.Module) -> ComponentMap:
             f"({f'no component for {shown}' if unmapped else 'the class is not known'}): "
             f"choose a model of {', '.join(ARCHITECTURES)}, or add the family as docs/models.md tells"
         )
+    cached = tuple(_cache_sites(module))
     return ComponentMap(
         architecture,
         config.num_hidden_layers,
         tuple(parameters),
         tuple(_output_sites(module, config)),
-        tuple(_cache_sites(module)),
+        cached,
+        tuple(_head_sites(cached, config)),
     )
 
 
@@ -206,6 +218,16 @@ def _cache_sites(module: torch.nn.Module) -> Iterator[CacheSite]:
             states = kept.keys if part == "key" else kept.values
             window = getattr(kept, "sliding_window", None)
             yield CacheSite(attention[layer], part, layer, states.shape[1], states.shape[3], window)
+
+
+def _head_sites(cached: tuple[CacheSite, ...], config: Any) -> Iterator[HeadSite]:
+    """What each attention makes, layer by layer; fused kernels show nothing of their scores and probabilities."""
+    for kept in cached:
+        if kept.part == "value":
+            for part in get_args(HeadPart):
+                if part == "head_output" or config._attn_implementation == "eager":
+                    heads = config.num_attention_heads
+                    yield HeadSite(kept.module, part, kept.layer, heads, kept.channels, kept.window)
 
 
 def _output_shapes(module: torch.nn.Module, batch: int, tokens: int) -> dict[str, tuple[int, ...]]:

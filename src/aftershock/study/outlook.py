@@ -68,7 +68,8 @@ def outlook(plan: Plan, *, seconds: float | None = None, advice: Advice | None =
     population = {
         "weight": sum(site.numel for site in plan.population.parameters),
         "activation channel": sum(site.numel for site in plan.population.outputs),
-        "cache word of a token": sum(site.numel for site in plan.population.cached),
+        "cached word": sum(site.numel for site in plan.population.cached),
+        "head value": sum(site.numel for site in plan.population.heads),
     }
     # A list tells nothing of the population that it comes from: sized as for a very large one.
     bits = sum(population.values()) * plan.model.format.bits or 2**62

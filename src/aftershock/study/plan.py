@@ -220,7 +220,9 @@ def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"threads": threads})})
     task = load_task(settings.task.spec, settings.task.limit, settings.task.max_new_tokens)
     say(f"loading {settings.model.spec} as {settings.model.dtype} on {settings.model.device}")
-    model = load(settings.model.spec, settings.model.dtype, settings.model.device, progress=say)
+    wanted = settings.model
+    model = load(wanted.spec, wanted.dtype, wanted.device, progress=say, attention=settings.attention)
+    settings = settings.model_copy(update={"model": wanted.model_copy(update={"attention": model.attention})})
     if not settings.fault_list:
         settings.faults.bit_positions(model.format)
     for line in settings.fault_list:
@@ -232,7 +234,7 @@ def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
         model,
         task,
         make_batches(task.items, model, settings.run.batch_items, settings.run.seed),
-        Population((), (), ()) if settings.fault_list else select(settings.faults, model.components),
+        Population() if settings.fault_list else select(settings.faults, model.components),
         _environment(settings, model, threads),
     )
     if settings.run.in_rounds:
@@ -268,7 +270,7 @@ def _in_rounds(plan: Plan) -> Plan:
             f"trials = {run.trials}, but the first round alone takes {pilot}{why}: raise trials, or "
             + ("name fewer keys in strata" if plan.strata else "lower pilot")
         )
-    names = {site.component for site in plan.population.parameters} | {o.component for o in plan.population.outputs}
+    names = {site.component for site in plan.population.sites}
     faults = settings.faults
     if run.rule is not None and run.rule.ranks:
         faults = faults.model_copy(update={"components": tuple(name for name in COMPONENTS if name in names)})

@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aftershock.errors import InputError
-from aftershock.faults import Selection, StratumKey
+from aftershock.faults import MAKES_SCORES, Selection, StratumKey, parse_faults, site_kind
+from aftershock.models import Attention
 from aftershock.study.rules import Rule, parse_rule
 
 TRIALS, TRIALS_UNTIL = 400, 20_000
@@ -22,11 +23,13 @@ class _Table(BaseModel):
 
 
 class ModelSettings(_Table):
-    """`[model]`: a model spec (`demo:NAME`, a folder, a .gguf file, a hub id), dtype and device."""
+    """`[model]`: a model spec (`demo:NAME`, a folder, a .gguf file, a hub id), dtype and device; `attention` not
+    given: `eager` where scores or probabilities are to be struck, else transformers' own choice."""
 
     spec: str = "demo:smollm2-135m"
     dtype: str = "float32"
     device: str = "cpu"
+    attention: Attention | None = None
 
 
 class TaskSettings(_Table):
@@ -141,6 +144,14 @@ class StudySettings(_Table):
         if self.search.values and self.run.in_rounds:
             raise ValueError("a search chooses its own trials: leave until and plan out, or search")
         return self
+
+    @property
+    def attention(self) -> Attention | None:
+        """How attention is to be computed: as asked for, else so that every fault finds its site; None for the model's
+        own choice."""
+        listed = {site_kind(fault) for line in self.fault_list for fault in parse_faults(line)}
+        kinds = listed if self.fault_list else set(self.faults.sites)
+        return self.model.attention or ("eager" if kinds & set(MAKES_SCORES) else None)
 
     @property
     def trials(self) -> int:
