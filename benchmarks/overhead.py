@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from aftershock.faults import Fault, WeightSite, parse_faults
+from aftershock.faults import ActivationSite, Fault, WeightSite, parse_faults
 from aftershock.inject import Injection
 from aftershock.models import FIRST_TOKEN, PREFILL, LoadedModel, Pass, align, load
 from benchmarks.arguments import parser
@@ -93,7 +93,8 @@ def strike(model: LoadedModel, line: str) -> Strike:
     """What runs for one fault: a prompt of two tokens, in one forward call."""
     (fault,) = parse_faults(line)
     site = fault.site
-    name = site.parameter.removesuffix(".weight") if isinstance(site, WeightSite) else site.module
+    assert isinstance(site, WeightSite | ActivationSite)
+    name = site.module if isinstance(site, ActivationSite) else site.parameter.removesuffix(".weight")
     module = model.module.get_submodule(name)
     inputs = model.module.get_parameter(f"{name}.weight").shape[1]
     block = align([[1000, 1001]], [[]], model.device)

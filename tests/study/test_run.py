@@ -239,6 +239,43 @@ def test_scores_of_a_fused_kernel_are_refused(folder):
         make_plan(settings)
 
 
+@pytest.mark.parametrize("storage", ["int4", "fp8_e5m2"])
+def test_a_study_of_stored_words_names_them_and_what_became_of_the_weights(folder, tmp_path, storage):
+    faults = {"sites": ["stored"], "components": ["up", "v"]}
+    run = {"trials": 16, "audit": 1.0}
+    plan = make_plan(tiny_settings(folder, model={"storage": storage}, faults=faults, run=run))
+    study = run_study(plan, tmp_path / "study")
+    assert len(study.audits) == 16
+    assert all(study.audits.values())
+    scales = 0
+    for trial in study.trials:
+        (line,) = trial.faults
+        assert line.startswith("stored model.layers.")
+        assert trial.site == "stored"
+        word, *weights = trial.strikes
+        assert word.tensor == line.split()[1].partition("[")[0]
+        assert bin(word.old_bits ^ word.new_bits).count("1") == 1
+        assert {(one.fault, one.tensor) for one in weights} <= {(0, word.tensor.rpartition(".")[0])}
+        scales += trial.bit_class.startswith("scale")
+        assert len(weights) == 1 or trial.bit_class != "quant"
+    assert 0 < scales < 16
+    assert study.settings.model.storage == storage
+
+
+def test_a_stored_word_that_changes_no_weight_is_masked(folder, tmp_path):
+    settings = tiny_settings(folder, model={"storage": "int8", "dtype": "bfloat16"})
+    line = "stored model.layers.0.mlp.up_proj.weight.scale[3,0] flip 0"
+    study = run_study(make_plan(settings.model_copy(update={"fault_list": (line,)})), tmp_path / "study")
+    (trial,) = study.trials
+    assert [one.tensor for one in trial.strikes] == ["model.layers.0.mlp.up_proj.weight.scale"]
+    assert {item.outcome for item in trial.items} == {"masked"}
+
+
+def test_an_unknown_storage_is_refused(folder):
+    with pytest.raises(InputError, match="unknown storage 'int3': choose from fp8_e4m3"):
+        tiny_settings(folder, model={"storage": "int3"})
+
+
 def test_a_rule_that_ranks_components_ranks_those_of_the_cache_and_of_heads(folder):
     faults = {"sites": ["key", "head_output", "weight"], "components": ["kv", "sv", "q"]}
     run = {"until": "rank components", "plan": "neyman", "strata": ["component"], "trials": 200}

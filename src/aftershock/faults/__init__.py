@@ -13,6 +13,7 @@ from aftershock.faults.fault import (
     HeadValueSite,
     Replace,
     Site,
+    StoredWordSite,
     StuckAt,
     Trigger,
     WeightSite,
@@ -39,9 +40,11 @@ from aftershock.faults.resolve import (
     site_kind,
     site_of,
     splits,
+    stored_site,
 )
 from aftershock.faults.sample import distinct, sample_faults
 from aftershock.faults.selection import MAKES_SCORES, Population, Selection, parse_layers, select
+from aftershock.faults.stored import Element, StoredChange, armed, element_faults, stored_changes
 from aftershock.faults.strata import Cell, Stratum, StratumKey, cell_faults, stratify
 
 __all__ = [
@@ -54,6 +57,7 @@ __all__ = [
     "CachedSite",
     "Cell",
     "Corruption",
+    "Element",
     "Entry",
     "Fault",
     "FaultModel",
@@ -64,16 +68,20 @@ __all__ = [
     "Replace",
     "Selection",
     "Site",
+    "StoredChange",
+    "StoredWordSite",
     "Stratum",
     "StratumKey",
     "StuckAt",
     "Trigger",
     "WeightSite",
+    "armed",
     "cache_site",
     "cell_faults",
     "check",
     "column_of",
     "distinct",
+    "element_faults",
     "format_faults",
     "head_site",
     "key_of",
@@ -91,5 +99,7 @@ __all__ = [
     "site_kind",
     "site_of",
     "splits",
+    "stored_changes",
+    "stored_site",
     "stratify",
 ]

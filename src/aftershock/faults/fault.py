@@ -105,7 +105,21 @@ class HeadValueSite:
         return f"{self.part} {self.module}[{self.head},{self.place!r}]"
 
 
-Site = WeightSite | ActivationSite | CachedSite | HeadValueSite
+@dataclass(frozen=True)
+class StoredWordSite:
+    """One word of the packed format that a parameter is stored in: word `number` of a `field` (quant, scale, ...) along
+    a row, which is a channel of its module's output."""
+
+    parameter: str
+    field: str
+    row: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"stored {self.parameter}.{self.field}[{self.row},{self.number}]"
+
+
+Site = WeightSite | ActivationSite | CachedSite | HeadValueSite | StoredWordSite
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from aftershock.faults.fault import (
     HeadValueSite,
     Replace,
     Site,
+    StoredWordSite,
     StuckAt,
     Trigger,
     WeightSite,
@@ -25,7 +26,7 @@ from aftershock.models import FIRST_TOKEN, PREFILL, HeadPart, decode
 
 _SHARE = r"(?:\d*\.\d+(?:e-?\d+)?|\d+e-\d+)"
 _LINE = re.compile(
-    r"(?P<kind>weight|activation|key|value|score|probability|head_output) "
+    r"(?P<kind>weight|activation|key|value|score|probability|head_output|stored) "
     rf"(?P<name>[^\s\[\]]+)\[(?P<index>\d+(?:,\d+)*)(?:,(?P<share>{_SHARE}))?\] "
     r"(?:of (?P<entry>\S+) )?"
     r"(?P<corruption>flip|stuck-at-0|stuck-at-1|replace|add) (?P<amount>\S+)(?: (?P<trigger>\S.*))?"
@@ -40,6 +41,7 @@ FAULT      = SITE CORRUPTION [TRIGGER]
 SITE       = "weight" PARAMETER "[" i,j,... "]"  |  "activation" MODULE "[" channel "]"
            | ("key" | "value") ATTENTION "[" head,channel "] of" ENTRY
            | ("score" | "probability") ATTENTION "[" head,KEY "]"  |  "head_output" ATTENTION "[" head,channel "]"
+           | "stored" PARAMETER "." FIELD "[" row,number "]"   (FIELD: quant, scale, min, zero, block_scale, block_min)
 ENTRY      = "prefill:" TOKEN | "first_token" | "decode:" n   (the token whose key or value it is)
 CORRUPTION = "flip" BITS | "stuck-at-0" BITS | "stuck-at-1" BITS | "replace" NUMBER | "add" NUMBER
 BITS       = b,b,...   (0 is the least significant)
@@ -88,6 +90,14 @@ def _site(match: re.Match[str], index: tuple[int, ...], text: str) -> Site:
         raise InputError(f"fault {text.strip()!r}: 'of {entry}' names a token of the cache: use it with key and value")
     if kind == "weight":
         return WeightSite(name, index)
+    if kind == "stored":
+        parameter, _, field = name.rpartition(".")
+        if len(index) != 2 or not parameter:
+            raise InputError(
+                f"fault {text.strip()!r}: a stored word is one of a field's, with its row and its number in it: write "
+                "'stored model.layers.0.mlp.up_proj.weight.scale[3,0]'"
+            )
+        return StoredWordSite(parameter, field, *index)
     if len(index) > 1:
         raise InputError(f"fault {text.strip()!r}: an activation has one index, its channel")
     return ActivationSite(name, index[0])

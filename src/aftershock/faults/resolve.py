@@ -13,6 +13,7 @@ from aftershock.faults.fault import (
     Fault,
     Flip,
     HeadValueSite,
+    StoredWordSite,
     StuckAt,
     WeightSite,
 )
@@ -24,6 +25,7 @@ from aftershock.models import (
     HeadSite,
     OutputSite,
     ParameterSite,
+    StoredSite,
     stage_of,
 )
 from aftershock.numerics import NumberFormat
@@ -128,7 +130,29 @@ def key_of(site: HeadValueSite, seen: range) -> int | None:
     return seen[int(site.place * len(seen))]
 
 
-def site_of(fault: Fault, components: ComponentMap) -> ParameterSite | OutputSite | CacheSite | HeadSite:
+def stored_site(fault: Fault, components: ComponentMap) -> StoredSite:
+    """The field of stored words that a fault lies in. Raises InputError when the model has no such word."""
+    site = fault.site
+    assert isinstance(site, StoredWordSite)
+    fields = [part for part in components.stored if part.name == site.parameter]
+    if not fields:
+        raise InputError(
+            f"fault '{fault}': {site.parameter} comes from no packed words: choose a GGUF model, or a storage under "
+            "[model]" + _suggestion(site.parameter, sorted({part.name for part in components.stored}))
+        )
+    found = [part for part in fields if part.field == site.field]
+    if not found:
+        known = ", ".join(dict.fromkeys(part.field for part in fields))
+        raise InputError(f"fault '{fault}': {site.parameter} is stored without a {site.field}: choose from {known}")
+    rows, words = sum(part.rows for part in found), found[0].words
+    if not (0 <= site.row < rows and 0 <= site.number < words):
+        raise InputError(f"fault '{fault}': {rows} rows of {words} such words are stored, numbered from 0")
+    # Experts one after the other are no rows of a fused projection.
+    fused = len(found) > 1
+    return next(part for part in found if not fused or part.parameter.rows.contains(np.array(site.row)))
+
+
+def site_of(fault: Fault, components: ComponentMap) -> ParameterSite | OutputSite | CacheSite | HeadSite | StoredSite:
     """The part of the model that a fault lies in. Raises InputError when the model has no such place."""
     match fault.site:
         case WeightSite():
@@ -137,6 +161,8 @@ def site_of(fault: Fault, components: ComponentMap) -> ParameterSite | OutputSit
             return cache_site(fault, components)
         case HeadValueSite():
             return head_site(fault, components)
+        case StoredWordSite():
+            return stored_site(fault, components)
         case ActivationSite():
             return output_site(fault, components)
 
@@ -149,6 +175,9 @@ def _suggestion(name: str, known: list[str]) -> str:
 def check(fault: Fault, components: ComponentMap, number_format: NumberFormat) -> None:
     """Raise InputError unless the model has what the fault names and the fault can strike there."""
     part = site_of(fault, components)
+    if isinstance(part, StoredSite):
+        _check_stored(fault, part)
+        return
     if isinstance(fault.site, WeightSite):
         if fault.trigger.token is not None:
             raise InputError(f"fault '{fault}': a weight has no token: write 'at prefill'")
@@ -178,6 +207,15 @@ def check(fault: Fault, components: ComponentMap, number_format: NumberFormat) -
             raise InputError(f"fault '{fault}': {error}") from None
 
 
+def _check_stored(fault: Fault, part: StoredSite) -> None:
+    if fault.trigger.token is not None:
+        raise InputError(f"fault '{fault}': a stored word has no token: write 'at prefill'")
+    if not isinstance(fault.corruption, Flip | StuckAt):
+        raise InputError(f"fault '{fault}': a stored word has bits: use flip, stuck-at-0 or stuck-at-1")
+    if fault.corruption.bits[-1] >= part.bits:
+        raise InputError(f"fault '{fault}': a {part.field} has bits 0 to {part.bits - 1}")
+
+
 def labels(faults: tuple[Fault, ...], components: ComponentMap, number_format: NumberFormat) -> Labels:
     """The labels of a fault set (not empty)."""
     each = [_labels(fault, components, number_format) for fault in faults]
@@ -193,12 +231,14 @@ def labels(faults: tuple[Fault, ...], components: ComponentMap, number_format: N
 def _labels(fault: Fault, components: ComponentMap, number_format: NumberFormat) -> Labels:
     part = site_of(fault, components)
     bits = fault.corruption.bits if isinstance(fault.corruption, Flip | StuckAt) else ()
-    classes = {number_format.bit_class(bit) for bit in bits}
+    of_word = part if isinstance(part, StoredSite) else number_format
+    classes: set[str] = {of_word.bit_class(bit) for bit in bits}
     return Labels(
         site=site_kind(fault),
         component=part.component,
         layer=part.layer,
-        bits=bits,
+        # Bits of a packed word are none of the model's own format.
+        bits=() if isinstance(part, StoredSite) else bits,
         bit_class=classes.pop() if len(classes) == 1 else (SEVERAL if bits else "value"),
         stage=_stage(fault),
     )
@@ -211,10 +251,16 @@ def _stage(fault: Fault) -> str:
 
 
 def site_kind(fault: Fault) -> str:
-    """`weight`, `activation`, `key`, `value`, `score`, `probability` or `head_output`."""
-    if isinstance(fault.site, CachedSite | HeadValueSite):
-        return fault.site.part
-    return "weight" if isinstance(fault.site, WeightSite) else "activation"
+    """`weight`, `stored`, `activation`, `key`, `value`, `score`, `probability` or `head_output`."""
+    match fault.site:
+        case CachedSite() | HeadValueSite():
+            return fault.site.part
+        case StoredWordSite():
+            return "stored"
+        case WeightSite():
+            return "weight"
+        case ActivationSite():
+            return "activation"
 
 
 def splits(faults: tuple[Fault, ...]) -> frozenset[int]:
@@ -228,7 +274,7 @@ def splits(faults: tuple[Fault, ...]) -> frozenset[int]:
 
 
 def _splits(fault: Fault) -> frozenset[int]:
-    if isinstance(fault.site, WeightSite):
+    if isinstance(fault.site, WeightSite | StoredWordSite):
         return fault.trigger.boundaries
     if not isinstance(fault.site, CachedSite):
         return frozenset()

@@ -17,13 +17,14 @@ from aftershock.faults.fault import (
     HeadValueSite,
     Replace,
     Site,
+    StoredWordSite,
     StuckAt,
     Trigger,
     WeightSite,
 )
 from aftershock.faults.grammar import parse_trigger
 from aftershock.faults.selection import TRANSIENT, Population, PopulationSite, Selection, SiteKind, StageName
-from aftershock.models import FIRST_TOKEN, PREFILL, CacheSite, HeadSite, OutputSite, ParameterSite, decode
+from aftershock.models import FIRST_TOKEN, PREFILL, CacheSite, HeadSite, OutputSite, ParameterSite, StoredSite, decode
 from aftershock.numerics import NumberFormat, generator
 
 
@@ -56,6 +57,8 @@ def sample_faults(
             for _, struck in events
             for corruption in _corruptions(selection, number_format, len(struck), random)
         )
+    if kind == "stored":
+        return _in_stored(population.stored, selection, decode_passes, random)
     if kind in ("key", "value"):
         cached = tuple(site for site in population.cached if site.part == kind)
         return _in_cache(cached, selection, number_format, decode_passes, random)
@@ -75,6 +78,34 @@ def sample_faults(
         trigger = _activation_trigger(stage, selection, decode_passes, random)
         sites = [_activation_site(outputs[part], position) for position in struck.tolist()]
         faults += [Fault(site, corruption, trigger) for site, corruption in zip(sites, corruptions, strict=True)]
+    return tuple(faults)
+
+
+def _in_stored(
+    stored: tuple[StoredSite, ...], selection: Selection, decode_passes: int, random: np.random.Generator
+) -> tuple[Fault, ...]:
+    """Faults in stored words, every selected bit of the memory as likely; with several bits a word, those besides the
+    one drawn are any others of it."""
+    sizes = {site: [bit for bit in selection.bits or range(site.bits) if bit < site.bits] for site in stored}
+    sites = tuple(site for site in stored if len(sizes[site]) >= selection.bits_per_word)
+    if not sites:
+        raise InputError(
+            f"no word has {selection.bits_per_word} of the bits selected: lower bits_per_word, or add bits"
+        )
+    trigger = _weight_trigger(selection, decode_passes, random)
+    counts = [site.rows * site.words * len(sizes[site]) for site in sites]
+    faults = []
+    parts, placements = _draw_placements(selection, sites, counts, random)
+    for part, placement in zip(parts.tolist(), placements.tolist(), strict=True):
+        site = sites[part]
+        row, rest = divmod(placement, site.words * len(sizes[site]))
+        number, drawn = divmod(rest, len(sizes[site]))
+        others = [bit for bit in sizes[site] if bit != sizes[site][drawn]]
+        chosen = random.choice(others, size=selection.bits_per_word - 1, replace=False).tolist() if others else []
+        bits = tuple(sorted([sizes[site][drawn], *chosen]))
+        channel = int(site.parameter.rows.locate(np.array(row))) if len(site.parameter.shape) == 2 else row
+        named = StoredWordSite(site.name, site.field, channel, number)
+        faults.append(Fault(named, _bit_corruption(selection, bits), trigger))
     return tuple(faults)
 
 
@@ -132,7 +163,8 @@ def _draw_events(
 ) -> list[tuple[int, np.ndarray]]:
     """Number of the site of each event, and the flat positions in it that are struck (int64)."""
     pattern = selection.struck_together
-    parts, placements = _draw_placements(selection, sites, random)
+    placements_of = [pattern.placements(site.shape) for site in sites]
+    parts, placements = _draw_placements(selection, sites, placements_of, random)
     return [
         (part, pattern.struck(sites[part].shape, placement))
         for part, placement in zip(parts.tolist(), placements.tolist(), strict=True)
@@ -142,20 +174,22 @@ def _draw_events(
 def _draw_placements(
     selection: Selection,
     sites: Sequence[PopulationSite],
+    placements: Sequence[int],
     random: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As many distinct ones as there are events: number of the site, and placement in it (int64 arrays)."""
+    """As many distinct ones as there are events, of so many of each site: number of the site, and placement in it
+    (int64 arrays)."""
     count = selection.count
-    sizes = np.array([selection.struck_together.placements(site.shape) for site in sites], dtype=np.int64)
+    sizes = np.array(placements, dtype=np.int64)
     ends = np.cumsum(sizes)
     if count > ends[-1]:
         raise InputError(f"{count} faults do not fit in the {ends[-1]} values selected: lower count")
     if selection.draw == "uniform":
         return _split(distinct(random, int(ends[-1]), count), ends, sizes)
-    names = [site.component for site in sites] if selection.draw == "by_component" else range(len(sites))
     groups: dict[object, list[int]] = {}
-    for number, name in enumerate(names):
-        groups.setdefault(name, []).append(number)
+    for number, site in enumerate(sites):
+        tensor = site.parameter if isinstance(site, StoredSite) else site
+        groups.setdefault(site.component if selection.draw == "by_component" else tensor, []).append(number)
     members = [np.array(group) for group in groups.values()]
     chosen: dict[tuple[int, int], None] = {}
     while len(chosen) < count:

@@ -11,10 +11,10 @@ from aftershock.errors import InputError
 from aftershock.faults.catalogue import CATALOGUE
 from aftershock.faults.grammar import parse_trigger
 from aftershock.faults.patterns import Pattern, PatternName, pattern_of
-from aftershock.models import COMPONENTS, CacheSite, ComponentMap, HeadSite, OutputSite, ParameterSite
+from aftershock.models import COMPONENTS, CacheSite, ComponentMap, HeadSite, OutputSite, ParameterSite, StoredSite
 from aftershock.numerics import BIT_CLASSES, BitClass, NumberFormat
 
-SiteKind = Literal["weight", "activation", "key", "value", "score", "probability", "head_output"]
+SiteKind = Literal["weight", "stored", "activation", "key", "value", "score", "probability", "head_output"]
 MAKES_SCORES: tuple[SiteKind, ...] = ("score", "probability")
 """Kinds of site that are there only where attention is computed step by step."""
 StageName = Literal["prefill", "first_token", "decode"]
@@ -40,6 +40,8 @@ class Selection(BaseModel):
     pattern      the values that one event strikes together: one `word`, `span` neighbours in a `row` or `column`, a
                  `block` of span x span, or span values of a row `stride` apart; span may be `all`. The bits of each
                  value are drawn on their own, but those that are stuck are the same in all
+    fields       of stored words: which fields (quant, scale, min, zero, block_scale, block_min); none given: all, every
+                 bit of the memory as likely
     fault_model  a name of `CATALOGUE`, which stands for some of these keys
     value        for replace and add; or `uniform = [a, b]`
     count        faults per trial; or `rate`, the probability of each selected bit (of each value for replace
@@ -70,6 +72,7 @@ class Selection(BaseModel):
     pattern: PatternName = "word"
     span: int | Literal["all"] = 1
     stride: int = Field(1, ge=1)
+    fields: tuple[str, ...] = ()
     fault_model: str | None = None
     value: float | None = None
     uniform: tuple[float, float] | None = None
@@ -129,6 +132,10 @@ class Selection(BaseModel):
             raise ValueError('stride belongs to pattern = "stride": leave it out')
         if self.pattern != "word" and (self.count > 1 or self.rate is not None):
             raise ValueError("a pattern is one event a trial: leave count and rate out")
+        if self.fields and "stored" not in self.sites:
+            raise ValueError('fields are those of stored words: set sites = ["stored"], or leave fields out')
+        if "stored" in self.sites:
+            self._check_stored()
         if self.rate is not None:
             if set(self.sites) != {"weight"}:
                 raise ValueError('a rate draws from stored weights: set sites = ["weight"], or use count')
@@ -141,6 +148,16 @@ class Selection(BaseModel):
         if self.decode_steps and not 1 <= self.decode_steps[0] <= self.decode_steps[1]:
             raise ValueError("decode_steps are counted from 1: 1 <= from <= to")
         return self
+
+    def _check_stored(self) -> None:
+        if self.sites != ("stored",):
+            raise ValueError("stored words are drawn bit by bit and other sites value by value: study them apart")
+        if self.corruption in ("replace", "add") or self.bit_classes:
+            raise ValueError("a stored word is an integer or a scale: give fields and bits, and flip or stuck-at")
+        if self.pattern != "word":
+            raise ValueError("a pattern strikes values: leave it out, or strike weights")
+        if self.count > 1 and self.bits_per_word > 1:
+            raise ValueError("several stored words are struck in one bit each: give count or bits_per_word")
 
     @property
     def strikes_one_value(self) -> bool:
@@ -162,7 +179,7 @@ class Selection(BaseModel):
         return tuple(sorted(bit for name in classes for bit in number_format.bits_of(name)))
 
 
-PopulationSite = ParameterSite | OutputSite | CacheSite | HeadSite
+PopulationSite = ParameterSite | OutputSite | CacheSite | HeadSite | StoredSite
 
 
 @dataclass(frozen=True)
@@ -173,11 +190,12 @@ class Population:
     outputs: tuple[OutputSite, ...] = ()
     cached: tuple[CacheSite, ...] = ()
     heads: tuple[HeadSite, ...] = ()
+    stored: tuple[StoredSite, ...] = ()
 
     @property
     def sites(self) -> tuple[PopulationSite, ...]:
         """All of them."""
-        return (*self.parameters, *self.outputs, *self.cached, *self.heads)
+        return (*self.parameters, *self.outputs, *self.cached, *self.heads, *self.stored)
 
     def of(self, kind: SiteKind) -> tuple[PopulationSite, ...]:
         """Those of one kind."""
@@ -185,6 +203,8 @@ class Population:
             return self.parameters
         if kind == "activation":
             return self.outputs
+        if kind == "stored":
+            return self.stored
         return tuple(site for site in self.cached if site.part == kind) + tuple(
             site for site in self.heads if site.part == kind
         )
@@ -196,6 +216,7 @@ class Population:
             tuple(filter(wanted, self.outputs)),
             tuple(filter(wanted, self.cached)),
             tuple(filter(wanted, self.heads)),
+            tuple(filter(wanted, self.stored)),
         )
 
 
@@ -209,22 +230,27 @@ def select(selection: Selection, components: ComponentMap) -> Population:
             selection.struck_together.placements(site.shape) > 0
             and (not selection.components or site.component in selection.components)
             and (layers is None or site.layer in layers)
-            and pattern.search(site.name if isinstance(site, ParameterSite) else site.module) is not None
+            and pattern.search(site.name if isinstance(site, ParameterSite | StoredSite) else site.module) is not None
+            and (not selection.fields or (isinstance(site, StoredSite) and site.field in selection.fields))
         )
 
-    every = Population(components.parameters, components.outputs, components.cached, components.heads)
+    every = Population(
+        components.parameters, components.outputs, components.cached, components.heads, components.stored
+    )
     left = every.where(wanted)
     for kind in selection.sites:
         if not every.of(kind):
+            how = 'attention = "eager"' if kind in MAKES_SCORES else "a storage, or choose a GGUF model"
             raise InputError(
-                f"{components.architecture} makes no {kind} here that a fault could strike: load it with "
-                'attention = "eager"'
+                f"{components.architecture} has no {kind} here that a fault could strike: load it with {how}"
             )
         if not left.of(kind):
+            fields = f", fields {list(selection.fields)}" if selection.fields else ""
             raise InputError(
                 f"the selection (components {list(selection.components) or 'all'}, layers "
                 f"{selection.layers or 'all'!r}, modules {selection.modules or 'all'!r}, pattern {selection.pattern}, "
-                f"span {selection.span}) leaves no {kind} of {components.architecture} to put a fault in: widen it"
+                f"span {selection.span}{fields}) leaves no {kind} of {components.architecture} to put a fault in: "
+                "widen it"
             )
     chosen = {site for kind in selection.sites for site in left.of(kind)}
     return left.where(chosen.__contains__)

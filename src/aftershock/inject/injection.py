@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from aftershock.errors import ContractError
+from aftershock.errors import ContractError, InputError
 from aftershock.faults import (
     ALWAYS,
     ActivationSite,
     Fault,
+    StoredWordSite,
     Trigger,
     WeightSite,
     check,
@@ -69,6 +70,8 @@ class Injection:
 
     def __init__(self, model: LoadedModel, faults: Sequence[Fault], rows: Sequence[range] | None = None) -> None:
         for fault in faults:
+            if isinstance(fault.site, StoredWordSite):
+                raise InputError(f"fault '{fault}' names a stored word: arm what `element_faults` makes of it")
             check(fault, model.components, model.format)
         self._faults = tuple(faults)
         self._rows = [_EVERY_ROW] * len(self._faults) if rows is None else rows

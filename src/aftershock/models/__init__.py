@@ -12,6 +12,7 @@ from aftershock.models.components import (
     OutputSite,
     ParameterSite,
     Rows,
+    StoredSite,
 )
 from aftershock.models.demo import DemoModel, demo_models, pull
 from aftershock.models.devices import devices_of
@@ -32,6 +33,7 @@ from aftershock.models.passes import (
 )
 from aftershock.models.routing import reroute
 from aftershock.models.stages import FIRST_TOKEN, PREFILL, decode, stage_of
+from aftershock.models.stored import StoredTensor, StoredWords
 
 __all__ = [
     "ARCHITECTURES",
@@ -57,6 +59,9 @@ __all__ = [
     "Prefix",
     "Rows",
     "States",
+    "StoredSite",
+    "StoredTensor",
+    "StoredWords",
     "align",
     "choose",
     "component_map",

@@ -6,6 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from aftershock.numerics import NumberFormat
+
 COMPONENTS: tuple[str, ...] = (
     "embedding",
     "position",
@@ -183,9 +185,57 @@ class HeadSite:
 
 
 @dataclass(frozen=True)
+class StoredSite:
+    """The words of one field (quants, scales, ...) in the blocks that a parameter share is stored in: `words` of `bits`
+    bits for each of its rows, floating-point numbers where `number` is their format."""
+
+    parameter: ParameterSite
+    field: str
+    words: int
+    bits: int
+    number: NumberFormat | None
+
+    def bit_class(self, bit: int) -> str:
+        """The field and, where its words are floating-point numbers, the bit's class in them."""
+        return self.field if self.number is None else f"{self.field} {self.number.bit_class(bit)}"
+
+    @property
+    def name(self) -> str:
+        """Name of the parameter."""
+        return self.parameter.name
+
+    @property
+    def component(self) -> str:
+        """Its component."""
+        return self.parameter.component
+
+    @property
+    def layer(self) -> int | None:
+        """Its layer."""
+        return self.parameter.layer
+
+    @property
+    def rows(self) -> int:
+        """Rows of the share: the channels of its module's output, those of one expert after another's."""
+        shape = self.parameter.shape
+        return shape[1] if self.parameter.dim else prod(shape[:-1])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows, words of a row, bits of a word."""
+        return self.rows, self.words, self.bits
+
+    @property
+    def numel(self) -> int:
+        """Number of stored bits."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
 class ComponentMap:
     """Every parameter, every mapped output, everything kept in the key-value cache and made by the attention heads of
-    one model. Scores and probabilities are there only where the attention makes them (`eager`)."""
+    one model. Scores and probabilities are there only where the attention makes them (`eager`), stored words where the
+    weights come from a packed format."""
 
     architecture: str
     layers: int
@@ -193,3 +243,4 @@ class ComponentMap:
     outputs: tuple[OutputSite, ...]
     cached: tuple[CacheSite, ...]
     heads: tuple[HeadSite, ...]
+    stored: tuple[StoredSite, ...] = ()

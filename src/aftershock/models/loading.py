@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from aftershock.models.conversion import converted, first_line
 from aftershock.models.demo import pull
 from aftershock.models.devices import devices_of, split_over
 from aftershock.models.mapping import component_map
+from aftershock.models.stored import StoredWords, rounded, words_of_file
 from aftershock.numerics import NumberFormat, format_of
 
 Attention = Literal["sdpa", "eager"]
@@ -34,7 +35,8 @@ _HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "model*.safetensors"]
 class LoadedModel:
     """A model ready to run: in evaluation mode, without gradients, with its tokenizer and component map.
 
-    `device` is where inputs go and logits come from; layers may lie on other devices.
+    `device` is where inputs go and logits come from; layers may lie on other devices. `stored` are the packed words
+    that weights come from, where they do.
     """
 
     module: torch.nn.Module
@@ -43,6 +45,7 @@ class LoadedModel:
     dtype: torch.dtype
     device: torch.device
     components: ComponentMap
+    stored: StoredWords | None = None
 
     @cached_property
     def layer_devices(self) -> tuple[torch.device, ...]:
@@ -78,6 +81,7 @@ def load(
     device: str = "cpu",
     progress: Progress = quiet,
     attention: Attention | None = None,
+    storage: str | None = None,
 ) -> LoadedModel:
     """Load a model.
 
@@ -86,31 +90,46 @@ def load(
     share the model's layers. `progress` is told of downloads and conversions. `attention` not given: transformers' own
     choice, `sdpa` or, where the architecture needs it (Gemma 2), `eager`. Logits are bit-identical to what transformers
     gives for the same folder, dtype, device and attention, the weights there being without gradients too (for others
-    torch may take another kernel, which rounds otherwise).
+    torch may take another kernel, which rounds otherwise). `storage`, one of `STORAGE`, rounds the weights of the
+    projections in decoder layers to that format, and keeps its words; those of a GGUF file are kept where it is not
+    given.
 
     Raises InputError for a model that is missing, damaged, pickled, quantised, without a tokenizer or of an
     unknown architecture, and for an unsupported dtype or device.
     """
     number_format, devices = format_of(dtype), devices_of(device)
     with _transformers_quiet():
-        folder = _folder(spec, progress)
+        file = _gguf_file(spec, progress)
+        folder = _folder(spec, progress) if file is None else converted(file, progress)
         _check_weights(folder)
         tokenizer = _tokenizer(folder)
         module = _module(folder, number_format.dtype, devices, attention)
-    module.eval().requires_grad_(False)
-    return LoadedModel(module, tokenizer, spec, number_format.dtype, devices[0], component_map(module))
+        module.eval().requires_grad_(False)
+        components = component_map(module)
+        stored = None
+        if storage is not None:
+            stored = rounded(module, components, storage)
+        elif file is not None:
+            stored = words_of_file(file, folder, progress)
+    if stored is not None:
+        components = replace(components, stored=tuple(stored.sites(components)))
+    return LoadedModel(module, tokenizer, spec, number_format.dtype, devices[0], components, stored)
+
+
+def _gguf_file(spec: str, progress: Progress) -> Path | None:
+    """The GGUF file that a spec means, downloaded where need be; None where it means none."""
+    if spec.startswith("demo:"):
+        return pull(spec.removeprefix("demo:"), progress)
+    path = Path(spec).expanduser()
+    return path if path.is_file() and path.suffix.lower() == ".gguf" else None
 
 
 def _folder(spec: str, progress: Progress) -> Path:
-    """The local folder that holds the model, downloaded or converted where need be."""
-    if spec.startswith("demo:"):
-        return converted(pull(spec.removeprefix("demo:"), progress), progress)
+    """The local folder that holds the model, downloaded where need be."""
     path = Path(spec).expanduser()
     if path.is_dir():
         return path
     if path.is_file():
-        if path.suffix.lower() == ".gguf":
-            return converted(path, progress)
         raise InputError(f"{spec} is a file but no .gguf: give its folder, or a .gguf file")
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", spec) and path.suffix.lower() != ".gguf":
         return _from_hub(spec, progress)

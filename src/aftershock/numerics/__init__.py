@@ -10,5 +10,20 @@ from aftershock.numerics.formats import (
     words,
 )
 from aftershock.numerics.random import generator
+from aftershock.numerics.storage import GGUF_FORMATS, STORAGE, BlockFormat, storage_format, worth
 
-__all__ = ["BIT_CLASSES", "FORMATS", "BitClass", "NumberFormat", "field_counts", "format_of", "generator", "words"]
+__all__ = [
+    "BIT_CLASSES",
+    "FORMATS",
+    "GGUF_FORMATS",
+    "STORAGE",
+    "BitClass",
+    "BlockFormat",
+    "NumberFormat",
+    "field_counts",
+    "format_of",
+    "generator",
+    "storage_format",
+    "words",
+    "worth",
+]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from aftershock.errors import InputError
+from aftershock.faults import armed
 from aftershock.replay import Batch, FastExecutor, Job
 from aftershock.stats import clustering, items_per_fault
 from aftershock.study.plan import Plan
@@ -83,7 +84,9 @@ def trial_seconds(plan: Plan, batches_of: Callable[[int], Iterable[Batch]]) -> f
     executor = FastExecutor(plan.model)
     numbers = range(min(TIMED, plan.settings.round_ends[0]))
     jobs = [
-        Job((trial, batch.number), batch, plan.faults_of(trial)) for trial in numbers for batch in batches_of(trial)
+        Job((trial, batch.number), batch, armed(plan.model, plan.faults_of(trial)))
+        for trial in numbers
+        for batch in batches_of(trial)
     ]
     for job in jobs:
         executor.golden(job.batch, job.faults)

@@ -8,7 +8,7 @@ from types import MappingProxyType, TracebackType
 from typing import Protocol, cast
 
 from aftershock.errors import ContractError, InputError
-from aftershock.faults import Fault, WeightSite, site_of
+from aftershock.faults import Fault, StoredWordSite, WeightSite, site_of
 from aftershock.study.plan import Plan, Trial
 from aftershock.study.records import GeneratedTrial, NoiseRecord, TrialRecord
 from aftershock.study.worker import Duty, Failed, Free, Lost, Message, Result, Task
@@ -198,4 +198,6 @@ def _place(plan: Plan, fault: Fault) -> tuple[int, str]:
     """Layer (-1 outside the layers) and name of what a fault strikes."""
     site = fault.site
     layer = site_of(fault, plan.model.components).layer
-    return -1 if layer is None else layer, site.parameter if isinstance(site, WeightSite) else site.module
+    return -1 if layer is None else layer, site.parameter if isinstance(
+        site, WeightSite | StoredWordSite
+    ) else site.module

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from math import ceil
 
-from aftershock.faults import Fault, distinct
+from aftershock.faults import Fault, armed, distinct
 from aftershock.numerics import generator
 from aftershock.replay import Batch, ModelCrashedError, ReferenceExecutor
 from aftershock.study.noise import reshaped
@@ -56,9 +56,10 @@ def generated_trial(executor: ReferenceExecutor, plan: Plan, trial: Trial) -> Ge
     for batch in (plan.batches[number] for number in trial.batches):
         if not batch.generates:
             continue
-        golden = executor.golden(batch, trial.faults).items
-        whole = _answers(executor, batch, trial.faults)
-        parts = [answer for part in reshaped(batch) for answer in _answers(executor, part, trial.faults)]
+        faults = armed(plan.model, trial.faults)
+        golden = executor.golden(batch, faults).items
+        whole = _answers(executor, batch, faults)
+        parts = [answer for part in reshaped(batch) for answer in _answers(executor, part, faults)]
         items += [
             GeneratedItem(
                 item=item.id,

@@ -70,9 +70,11 @@ def outlook(plan: Plan, *, seconds: float | None = None, advice: Advice | None =
         "activation channel": sum(site.numel for site in plan.population.outputs),
         "cached word": sum(site.numel for site in plan.population.cached),
         "head value": sum(site.numel for site in plan.population.heads),
+        "stored bit": sum(site.numel for site in plan.population.stored),
     }
     # A list tells nothing of the population that it comes from: sized as for a very large one.
-    bits = sum(population.values()) * plan.model.format.bits or 2**62
+    stored = population["stored bit"]
+    bits = stored + (sum(population.values()) - stored) * plan.model.format.bits or 2**62
     half = wilson(count // 2, count)
     none = wilson(0, count)
     return Outlook(

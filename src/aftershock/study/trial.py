@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from aftershock.faults import Labels, labels
+from aftershock.faults import Element, Fault, Labels, StoredWordSite, element_faults, labels, stored_changes
 from aftershock.inject import Struck
 from aftershock.replay import (
     Batch,
@@ -47,19 +47,21 @@ def trial_records(executor: Executor, plan: Plan, trials: Iterable[Trial]) -> It
 
     An exception that the faults provoke in the model is the outcome `crash`.
     """
-    unfinished: dict[int, tuple[Trial, dict[int, _Part]]] = {}
+    unfinished: dict[int, tuple[Trial, tuple[Element, ...], dict[int, _Part]]] = {}
 
     def jobs() -> Iterator[Job]:
         for trial in trials:
-            unfinished[trial.number] = (trial, {})
-            yield from (Job(trial.number, plan.batches[number], trial.faults) for number in trial.batches)
+            elements = element_faults(plan.model, trial.faults)
+            unfinished[trial.number] = (trial, elements, {})
+            faults = tuple(one.fault for one in elements)
+            yield from (Job(trial.number, plan.batches[number], faults) for number in trial.batches)
 
     for job, run in executor.trials(jobs()):
-        trial, parts = unfinished[cast(int, job.key)]
+        trial, elements, parts = unfinished[cast(int, job.key)]
         parts[job.batch.number] = _part(executor, plan, job, run, trial.traced)
         if len(parts) == len(trial.batches):
             del unfinished[trial.number]
-            yield _record(plan, trial, [parts[number] for number in trial.batches])
+            yield _record(plan, trial, elements, [parts[number] for number in trial.batches])
 
 
 def _part(executor: Executor, plan: Plan, job: Job, run: Run | ModelCrashedError, traced: bool) -> _Part:
@@ -77,15 +79,17 @@ def _part(executor: Executor, plan: Plan, job: Job, run: Run | ModelCrashedError
     return _Part(items, _strikes(batch, run.struck), error, run.proof)
 
 
-def _record(plan: Plan, trial: Trial, parts: Sequence[_Part]) -> TrialRecord:
+def _record(plan: Plan, trial: Trial, elements: Sequence[Element], parts: Sequence[_Part]) -> TrialRecord:
     faults = trial.faults
     label = labels(faults, plan.model.components, plan.model.format) if faults else _NO_FAULT
     # By bits, since NaN equals nothing: a weight is struck once however many batches see it.
     strikes = list(
         {
             (one.fault, one.tensor, one.index, one.item, one.old_bits, one.new_bits): one
-            for part in parts
-            for one in part.strikes
+            for one in [
+                *_stored_strikes(plan, faults),
+                *(one.model_copy(update={"fault": elements[one.fault].of}) for part in parts for one in part.strikes),
+            ]
         }.values()
     )
     errors = [part.error for part in parts if part.error is not None]
@@ -111,6 +115,23 @@ def _record(plan: Plan, trial: Trial, parts: Sequence[_Part]) -> TrialRecord:
         round=None if place is None else place.round,
         proof=_proof([part.proof for part in parts]),
     )
+
+
+def _stored_strikes(plan: Plan, faults: Sequence[Fault]) -> Iterator[Strike]:
+    """The words of packed formats that were struck; what they did to weights are strikes of their own."""
+    for change in stored_changes(plan.model, faults):
+        site = faults[change.fault].site
+        assert isinstance(site, StoredWordSite)
+        yield Strike(
+            fault=change.fault,
+            tensor=f"{site.parameter}.{site.field}",
+            index=(site.row, site.number),
+            item=None,
+            old_bits=change.old,
+            new_bits=change.new,
+            old_value=change.old_value,
+            new_value=change.new_value,
+        )
 
 
 def _proof(found: Sequence[Proof | None]) -> Proof | None:
