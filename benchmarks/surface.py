@@ -46,9 +46,11 @@ NEVER = Trigger(decode(10_000), decode(10_001))
 def cells(spec: str, device: str) -> Iterator[tuple[str, tuple[SiteKind, ...], LoadedModel]]:
     """Format, kinds of site, and the model in that format with the attention that shows these."""
     kinds: tuple[SiteKind, ...] = get_args(SiteKind)
-    fused = tuple(kind for kind in kinds if kind not in ("stored", *MAKES_SCORES))
+    fused = tuple(kind for kind in kinds if kind not in ("stored", "accumulator", *MAKES_SCORES))
     for number_format in FORMATS:
         yield number_format.name, fused, load(spec, number_format.name, device)
+        integers = load(spec, number_format.name, device, arithmetic="w8a8")
+        yield f"int32 sums, {number_format.name} around them", ("accumulator",), integers
         yield number_format.name, MAKES_SCORES, load(spec, number_format.name, device, attention="eager")
     if load(spec, "bfloat16", device).components.stored:
         yield "the file's own blocks", ("stored",), load(spec, "bfloat16", device)

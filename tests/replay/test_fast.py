@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from small_tasks import ITEMS, cloze, generation
 
 from aftershock.errors import ContractError
 from aftershock.faults import Fault, Selection, parse_faults, sample_faults, select
-from aftershock.models import LoadedModel, align, model_hash
+from aftershock.models import LoadedModel, align, load, model_hash
 from aftershock.numerics import words
 from aftershock.replay import (
     Batch,
@@ -27,7 +28,7 @@ from aftershock.replay import (
 from aftershock.replay.pending import Pending
 from aftershock.replay.reach import reach_of
 from aftershock.replay.shapes import Shapes
-from tiny_models import FAMILIES, tiny_loaded
+from tiny_models import FAMILIES, save_tiny, tiny_loaded
 
 FAULTS = 34
 CASES = [(family, torch.float32) for family in FAMILIES]
@@ -237,6 +238,23 @@ def test_faults_in_attention_heads_agree_too(family: str, dtype: torch.dtype) ->
         different, left = disagreements(model, in_heads(model, 60), shapes)
         assert different == []
         assert left > 1
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_faults_in_accumulators_agree_too(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
+    model = load(str(save_tiny(tmp_path / family, family)), dtype, arithmetic="w8a8")
+    chosen = Selection(sites=("accumulator",), bits=(14, 22, 30))
+    population, batches = select(chosen, model.components), batches_of(model)
+    jobs = []
+    for number in range(40):
+        batch = batches[number % len(batches)]
+        faults = sample_faults(chosen, population, model.format, batch.decode_passes, 8, number)
+        jobs.append(Job(number, batch, faults))
+    for shapes in (SHORT_CALLS, IN_COMPANY):
+        different, left = disagreements(model, jobs, shapes)
+        assert different == []
+        assert left > 2
 
 
 UP, NORM, TABLE = "model.layers.1.mlp.up_proj.weight", "model.norm.weight", "model.embed_tokens.weight"

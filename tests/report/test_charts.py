@@ -97,3 +97,15 @@ def test_error_growth_copes_with_errors_that_are_not_finite(stored):
     rows = list(rows_of(drawn(stored, (trial,))["growth"].spec))
     assert {row["depth"] for row in rows if not row.get("finite", True)} == {2, 3}
     assert all(row["error"] is None or 0 < row["error"] < float("inf") for row in rows)
+
+
+def test_bits_of_packed_words_are_shown_by_field_and_those_of_sums_by_place(stored):
+    def with_labels(**labels):
+        return tuple(trial.model_copy(update=labels) for trial in stored.trials[:40])
+
+    packed = drawn(stored, with_labels(site="stored", bits=(), bit_class="scale exponent"))["bit"]
+    assert packed.title == "SDC rate by field of the stored words"
+    assert {row["bit_class"] for row in rows_of(packed.spec) if "bit_class" in row} == {"scale exponent"}
+    sums = drawn(stored, with_labels(site="accumulator", bits=(30,), bit_class="integer"))["bit"]
+    assert "int32" in sums.reading
+    assert {(row["bit"], row["bit_class"]) for row in rows_of(sums.spec) if "bit" in row} == {(30, "integer")}

@@ -271,6 +271,29 @@ def test_a_stored_word_that_changes_no_weight_is_masked(folder, tmp_path):
     assert {item.outcome for item in trial.items} == {"masked"}
 
 
+def test_a_study_of_accumulators(folder, tmp_path):
+    faults = {"sites": ["accumulator"], "bits": [30, 14], "components": ["down", "o"]}
+    tables = {
+        "model": {"arithmetic": "w8a8", "dtype": "bfloat16"},
+        "faults": faults,
+        "run": {"trials": 20, "audit": 1.0},
+    }
+    study = run_study(make_plan(tiny_settings(folder, **tables)), tmp_path / "study")
+    assert len(study.audits) == 20
+    assert all(study.audits.values())
+    assert {trial.site for trial in study.trials} == {"accumulator"}
+    assert {trial.bits for trial in study.trials} == {(30,), (14,)}
+    assert {trial.component for trial in study.trials} == {"down", "o"}
+    assert all(strike.tensor.endswith(".accumulator") for trial in study.trials for strike in trial.strikes)
+
+
+def test_accumulators_are_studied_apart(folder):
+    with pytest.raises(InputError, match="study them apart"):
+        tiny_settings(folder, faults={"sites": ["accumulator", "weight"]})
+    with pytest.raises(InputError, match='load it with arithmetic = "w8a8"'):
+        make_plan(tiny_settings(folder, faults={"sites": ["accumulator"]}))
+
+
 def test_an_unknown_storage_is_refused(folder):
     with pytest.raises(InputError, match="unknown storage 'int3': choose from fp8_e4m3"):
         tiny_settings(folder, model={"storage": "int3"})

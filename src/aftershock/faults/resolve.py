@@ -13,6 +13,7 @@ from aftershock.faults.fault import (
     Fault,
     Flip,
     HeadValueSite,
+    Replace,
     StoredWordSite,
     StuckAt,
     WeightSite,
@@ -28,7 +29,7 @@ from aftershock.models import (
     StoredSite,
     stage_of,
 )
-from aftershock.numerics import NumberFormat
+from aftershock.numerics import INT32, NumberFormat
 
 SEVERAL = "several"
 
@@ -70,11 +71,12 @@ def output_site(fault: Fault, components: ComponentMap) -> OutputSite:
     """The output share that an activation fault lies in. Raises InputError when the model has no such channel."""
     site = fault.site
     assert isinstance(site, ActivationSite)
-    candidates = [part for part in components.outputs if part.module == site.module]
+    known = (*components.outputs, *components.accumulators)
+    candidates = [part for part in known if part.module == site.module]
     if not candidates:
         raise InputError(
             f"fault '{fault}': {components.architecture} has no mapped output {site.module}"
-            + _suggestion(site.module, [part.module for part in components.outputs])
+            + _suggestion(site.module, [part.module for part in known])
         )
     if not 0 <= site.channel < candidates[0].channels:
         raise InputError(f"fault '{fault}': {site.module} has {candidates[0].channels} channels, numbered from 0")
@@ -199,12 +201,17 @@ def check(fault: Fault, components: ComponentMap, number_format: NumberFormat) -
             raise InputError(
                 f"fault '{fault}': the output of lm_head is computed for answer tokens only: use first_token or decode"
             )
+    summed = part in components.accumulators
     if isinstance(fault.corruption, Flip | StuckAt):
         try:
             for bit in fault.corruption.bits:
-                number_format.check_bit(bit)
+                (INT32 if summed else number_format).check_bit(bit)
         except InputError as error:
             raise InputError(f"fault '{fault}': {error}") from None
+    elif summed:
+        amount = fault.corruption.value if isinstance(fault.corruption, Replace) else fault.corruption.amount
+        if not (amount.is_integer() and abs(amount) < 2**31):
+            raise InputError(f"fault '{fault}': an accumulator holds whole numbers below 2^31: give one")
 
 
 def _check_stored(fault: Fault, part: StoredSite) -> None:
@@ -231,10 +238,10 @@ def labels(faults: tuple[Fault, ...], components: ComponentMap, number_format: N
 def _labels(fault: Fault, components: ComponentMap, number_format: NumberFormat) -> Labels:
     part = site_of(fault, components)
     bits = fault.corruption.bits if isinstance(fault.corruption, Flip | StuckAt) else ()
-    of_word = part if isinstance(part, StoredSite) else number_format
-    classes: set[str] = {of_word.bit_class(bit) for bit in bits}
+    summed = part in components.accumulators
+    classes = {_bit_class(bit, part, summed, number_format) for bit in bits}
     return Labels(
-        site=site_kind(fault),
+        site="accumulator" if summed else site_kind(fault),
         component=part.component,
         layer=part.layer,
         # Bits of a packed word are none of the model's own format.
@@ -244,6 +251,16 @@ def _labels(fault: Fault, components: ComponentMap, number_format: NumberFormat)
     )
 
 
+def _bit_class(
+    bit: int, part: ParameterSite | OutputSite | CacheSite | HeadSite | StoredSite, summed: bool, model: NumberFormat
+) -> str:
+    if isinstance(part, StoredSite):
+        return part.bit_class(bit)
+    if summed:
+        return "sign" if bit == INT32.bits - 1 else "integer"
+    return model.bit_class(bit)
+
+
 def _stage(fault: Fault) -> str:
     if isinstance(fault.site, CachedSite):
         return stage_of(fault.site.entry.number)
@@ -251,7 +268,7 @@ def _stage(fault: Fault) -> str:
 
 
 def site_kind(fault: Fault) -> str:
-    """`weight`, `stored`, `activation`, `key`, `value`, `score`, `probability` or `head_output`."""
+    """`weight`, `stored`, `activation` (accumulators too), `key`, `value`, `score`, `probability` or `head_output`."""
     match fault.site:
         case CachedSite() | HeadValueSite():
             return fault.site.part

@@ -62,16 +62,17 @@ def sample_faults(
     if kind in ("key", "value"):
         cached = tuple(site for site in population.cached if site.part == kind)
         return _in_cache(cached, selection, number_format, decode_passes, random)
-    if kind != "activation":
+    if kind not in ("activation", "accumulator"):
         heads = tuple(site for site in population.heads if site.part == kind)
         return _in_heads(heads, selection, number_format, decode_passes, random)
+    made = population.outputs if kind == "activation" else population.accumulators
     # The head's output exists for answer tokens only.
-    beside_head = tuple(o for o in population.outputs if o.component != "lm_head")
+    beside_head = tuple(output for output in made if output.component != "lm_head")
     stages = tuple(stage for stage in selection.stages if stage != "prefill" or beside_head)
     if not stages:
         raise InputError("lm_head's output has no prefill stage: add first_token or decode to stages")
     stage = _stage(stages, selection, decode_passes, random)
-    outputs = beside_head if stage == "prefill" else population.outputs
+    outputs = beside_head if stage == "prefill" else made
     faults = []
     for part, struck in _draw_events(selection, outputs, random):
         corruptions = _corruptions(selection, number_format, len(struck), random)

@@ -12,9 +12,11 @@ from aftershock.faults.catalogue import CATALOGUE
 from aftershock.faults.grammar import parse_trigger
 from aftershock.faults.patterns import Pattern, PatternName, pattern_of
 from aftershock.models import COMPONENTS, CacheSite, ComponentMap, HeadSite, OutputSite, ParameterSite, StoredSite
-from aftershock.numerics import BIT_CLASSES, BitClass, NumberFormat
+from aftershock.numerics import BIT_CLASSES, INT32, BitClass, NumberFormat
 
-SiteKind = Literal["weight", "stored", "activation", "key", "value", "score", "probability", "head_output"]
+SiteKind = Literal[
+    "weight", "stored", "activation", "accumulator", "key", "value", "score", "probability", "head_output"
+]
 MAKES_SCORES: tuple[SiteKind, ...] = ("score", "probability")
 """Kinds of site that are there only where attention is computed step by step."""
 StageName = Literal["prefill", "first_token", "decode"]
@@ -136,6 +138,8 @@ class Selection(BaseModel):
             raise ValueError('fields are those of stored words: set sites = ["stored"], or leave fields out')
         if "stored" in self.sites:
             self._check_stored()
+        if "accumulator" in self.sites and (self.sites != ("accumulator",) or self.bit_classes):
+            raise ValueError("accumulators are 32-bit integers: study them apart from other sites, and give bits")
         if self.rate is not None:
             if set(self.sites) != {"weight"}:
                 raise ValueError('a rate draws from stored weights: set sites = ["weight"], or use count')
@@ -169,8 +173,10 @@ class Selection(BaseModel):
         """The values that one event strikes."""
         return pattern_of(self.pattern, self.span, self.stride)
 
-    def bit_positions(self, number_format: NumberFormat) -> tuple[int, ...]:
-        """The bit positions to draw from. Raises InputError for a bit the format does not have."""
+    def bit_positions(self, model_format: NumberFormat) -> tuple[int, ...]:
+        """The bit positions to draw from: of the words of a model's format, or of accumulators. Raises InputError for a
+        bit that they don't have."""
+        number_format = INT32 if "accumulator" in self.sites else model_format
         if self.bits:
             for bit in self.bits:
                 number_format.check_bit(bit)
@@ -191,11 +197,12 @@ class Population:
     cached: tuple[CacheSite, ...] = ()
     heads: tuple[HeadSite, ...] = ()
     stored: tuple[StoredSite, ...] = ()
+    accumulators: tuple[OutputSite, ...] = ()
 
     @property
     def sites(self) -> tuple[PopulationSite, ...]:
         """All of them."""
-        return (*self.parameters, *self.outputs, *self.cached, *self.heads, *self.stored)
+        return (*self.parameters, *self.outputs, *self.cached, *self.heads, *self.stored, *self.accumulators)
 
     def of(self, kind: SiteKind) -> tuple[PopulationSite, ...]:
         """Those of one kind."""
@@ -205,6 +212,8 @@ class Population:
             return self.outputs
         if kind == "stored":
             return self.stored
+        if kind == "accumulator":
+            return self.accumulators
         return tuple(site for site in self.cached if site.part == kind) + tuple(
             site for site in self.heads if site.part == kind
         )
@@ -217,6 +226,7 @@ class Population:
             tuple(filter(wanted, self.cached)),
             tuple(filter(wanted, self.heads)),
             tuple(filter(wanted, self.stored)),
+            tuple(filter(wanted, self.accumulators)),
         )
 
 
@@ -235,12 +245,19 @@ def select(selection: Selection, components: ComponentMap) -> Population:
         )
 
     every = Population(
-        components.parameters, components.outputs, components.cached, components.heads, components.stored
+        components.parameters,
+        components.outputs,
+        components.cached,
+        components.heads,
+        components.stored,
+        components.accumulators,
     )
     left = every.where(wanted)
     for kind in selection.sites:
         if not every.of(kind):
-            how = 'attention = "eager"' if kind in MAKES_SCORES else "a storage, or choose a GGUF model"
+            how = {"stored": "a storage, or choose a GGUF model", "accumulator": 'arithmetic = "w8a8"'}.get(
+                kind, 'attention = "eager"'
+            )
             raise InputError(
                 f"{components.architecture} has no {kind} here that a fault could strike: load it with {how}"
             )

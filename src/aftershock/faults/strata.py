@@ -153,6 +153,7 @@ def _stages(kind: SiteKind, selection: Selection, population: Population) -> tup
     if kind == "weight":
         return selection.stages if selection.weight_trigger == TRANSIENT else ()
     if kind != "activation":
+        # Accumulators are those of decoder layers.
         return selection.stages
     beside_head = any(output.component != "lm_head" for output in population.outputs)
     return tuple(stage for stage in selection.stages if stage != "prefill" or beside_head)

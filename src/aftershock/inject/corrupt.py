@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from aftershock.faults import Add, Corruption, Flip, Replace, StuckAt
-from aftershock.numerics import NumberFormat, words
+from aftershock.numerics import INT32, NumberFormat, words
 
 
 def corrupt(old: torch.Tensor, corruptions: Sequence[Corruption], number_format: NumberFormat) -> torch.Tensor:
@@ -24,7 +24,9 @@ def corrupt(old: torch.Tensor, corruptions: Sequence[Corruption], number_format:
         amounts = torch.tensor([c.amount for c in corruptions if isinstance(c, Add)], dtype=torch.float64)
         where = torch.tensor(adding, device=old.device)
         sums = old[where].view(number_format.dtype).cpu().to(torch.float64) + amounts
-        new[where] = words(sums.to(number_format.dtype)).to(old.device)
+        # Integer sums wrap around, as they do in an accumulator.
+        rounded = sums.to(torch.int64) if number_format == INT32 else sums
+        new[where] = words(rounded.to(number_format.dtype)).to(old.device)
     return new
 
 

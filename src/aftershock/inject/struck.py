@@ -8,7 +8,7 @@ import torch
 from aftershock.errors import ContractError
 from aftershock.faults import Fault
 from aftershock.inject.corrupt import corrupt
-from aftershock.numerics import NumberFormat, format_of, words
+from aftershock.numerics import NumberFormat, format_of_words, words
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def strike(
 
     Raises ContractError when what is found there afterwards is not what was written.
     """
-    stored, number_format = words(tensor), format_of(tensor.dtype)
+    stored, number_format = words(tensor), format_of_words(tensor.dtype)
     old = stored[index]
     new = corrupt(old, [fault.corruption for fault in faults], number_format)
     stored[index] = new

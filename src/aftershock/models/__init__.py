@@ -17,7 +17,7 @@ from aftershock.models.components import (
 from aftershock.models.demo import DemoModel, demo_models, pull
 from aftershock.models.devices import devices_of
 from aftershock.models.hashing import model_hash
-from aftershock.models.loading import Attention, LoadedModel, load
+from aftershock.models.loading import Arithmetic, Attention, LoadedModel, load
 from aftershock.models.mapping import ARCHITECTURES, component_map, output_tensor
 from aftershock.models.passes import (
     Choices,
@@ -40,6 +40,7 @@ __all__ = [
     "COMPONENTS",
     "FIRST_TOKEN",
     "PREFILL",
+    "Arithmetic",
     "Attention",
     "BeforePass",
     "Block",

@@ -235,7 +235,8 @@ class StoredSite:
 class ComponentMap:
     """Every parameter, every mapped output, everything kept in the key-value cache and made by the attention heads of
     one model. Scores and probabilities are there only where the attention makes them (`eager`), stored words where the
-    weights come from a packed format."""
+    weights come from a packed format, accumulators (int32 sums, before they are scaled) where projections are computed
+    in integers."""
 
     architecture: str
     layers: int
@@ -244,3 +245,4 @@ class ComponentMap:
     cached: tuple[CacheSite, ...]
     heads: tuple[HeadSite, ...]
     stored: tuple[StoredSite, ...] = ()
+    accumulators: tuple[OutputSite, ...] = ()

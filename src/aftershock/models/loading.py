@@ -20,12 +20,26 @@ from aftershock.models.components import ComponentMap
 from aftershock.models.conversion import converted, first_line
 from aftershock.models.demo import pull
 from aftershock.models.devices import devices_of, split_over
+from aftershock.models.integer import to_integers
 from aftershock.models.mapping import component_map
 from aftershock.models.stored import StoredWords, rounded, words_of_file
 from aftershock.numerics import NumberFormat, format_of
 
 Attention = Literal["sdpa", "eager"]
 """How attention is computed: by a fused kernel, or step by step, where its scores and probabilities can be reached."""
+
+Arithmetic = Literal["w8a8"]
+"""How projections are computed, where not in the model's dtype."""
+
+_SENTENCES = (
+    "The river rose after three days of rain, and the old bridge had to be closed until the water fell again.",
+    "A list of numbers: 3, 14, 15, 92, 65. Their sum is 189, and the largest of them is 92.",
+    "def mean(values):\n    return sum(values) / len(values)\n\nprint(mean([1, 2, 3]))",
+    "La ville s'endort sous la neige, et les trains du soir partent en retard vers le sud.",
+    "Los barcos salen del puerto al amanecer; por la tarde vuelven cargados de pescado.",
+    "Question: Which planet is the largest? Answer: Jupiter is the largest planet of the solar system.",
+)
+"""Text whose activations set the migration of `w8a8`."""
 
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _HUB_FILES = ["*.json", "*.jinja", "*.model", "*.txt", "model*.safetensors"]
@@ -82,6 +96,7 @@ def load(
     progress: Progress = quiet,
     attention: Attention | None = None,
     storage: str | None = None,
+    arithmetic: Arithmetic | None = None,
 ) -> LoadedModel:
     """Load a model.
 
@@ -92,7 +107,8 @@ def load(
     gives for the same folder, dtype, device and attention, the weights there being without gradients too (for others
     torch may take another kernel, which rounds otherwise). `storage`, one of `STORAGE`, rounds the weights of the
     projections in decoder layers to that format, and keeps its words; those of a GGUF file are kept where it is not
-    given.
+    given. `arithmetic = "w8a8"` computes the projections in integers (`Int8Linear`), their ranges migrated as
+    SmoothQuant does with the activations of a few sentences.
 
     Raises InputError for a model that is missing, damaged, pickled, quantised, without a tokenizer or of an
     unknown architecture, and for an unsupported dtype or device.
@@ -106,6 +122,11 @@ def load(
         module = _module(folder, number_format.dtype, devices, attention)
         module.eval().requires_grad_(False)
         components = component_map(module)
+        if arithmetic is not None:
+            if len(devices) > 1 or storage is not None:
+                raise InputError('arithmetic = "w8a8" takes one device, and no storage: leave the others out')
+            to_integers(module, _layer_modules(components), _calibration(tokenizer, devices[0]))
+            components = component_map(module)
         stored = None
         if storage is not None:
             stored = rounded(module, components, storage)
@@ -114,6 +135,20 @@ def load(
     if stored is not None:
         components = replace(components, stored=tuple(stored.sites(components)))
     return LoadedModel(module, tokenizer, spec, number_format.dtype, devices[0], components, stored)
+
+
+def _layer_modules(components: ComponentMap) -> dict[str, str]:
+    """The modules of decoder layers that hold one component alone, with it; of a fused one, with its first."""
+    names: dict[str, str] = {}
+    for site in components.outputs:
+        if site.layer is not None:
+            names.setdefault(site.module, site.component)
+    return names
+
+
+def _calibration(tokenizer: Any, device: torch.device) -> list[torch.Tensor]:
+    """Token ids of a few sentences in the languages of the probe set, one row each."""
+    return [torch.tensor([tokenizer(text)["input_ids"]], device=device) for text in _SENTENCES]
 
 
 def _gguf_file(spec: str, progress: Progress) -> Path | None:

@@ -115,6 +115,10 @@ _ATTENTION = r"(?:layers|h)\.\d+\.(?:self_attn|attn|attention)"
 """Paths of the modules that write and read the key-value cache."""
 
 
+_SUMS = ".accumulator"
+"""Inside a projection that is computed in integers: the module that its sums pass through."""
+
+
 def component_map(module: torch.nn.Module) -> ComponentMap:
     """Map a decoder language model of transformers, in evaluation mode, to components.
 
@@ -141,9 +145,10 @@ def component_map(module: torch.nn.Module) -> ComponentMap:
         architecture,
         config.num_hidden_layers,
         tuple(parameters),
-        tuple(_output_sites(module, config)),
+        tuple(_output_sites(module, config, "")),
         cached,
         tuple(_head_sites(cached, config)),
+        accumulators=tuple(_output_sites(module, config, _SUMS)),
     )
 
 
@@ -188,12 +193,13 @@ def _parameter_sites(module: torch.nn.Module, config: Any) -> tuple[list[Paramet
     return sites, unmapped
 
 
-def _output_sites(module: torch.nn.Module, config: Any) -> Iterator[OutputSite]:
+def _output_sites(module: torch.nn.Module, config: Any, inner: str) -> Iterator[OutputSite]:
+    """Outputs of the modules that are mapped, or of those of this name inside them."""
     # The number of tokens differs from every number of heads, so the axes of a split output can be told.
     heads = (config.num_attention_heads, getattr(config, "num_key_value_heads", None))
     batch, tokens = 2, next(count for count in (3, 4, 5) if count not in heads)
-    for path, shape in _output_shapes(module, batch, tokens).items():
-        pattern = _pattern_of(path)
+    for path, shape in _output_shapes(module, batch, tokens, inner).items():
+        pattern = _pattern_of(path.removesuffix(inner))
         layout, channels = _layout(shape, batch, tokens)
         if pattern is None or layout is None:
             raise InputError(
@@ -230,8 +236,8 @@ def _head_sites(cached: tuple[CacheSite, ...], config: Any) -> Iterator[HeadSite
                     yield HeadSite(kept.module, part, kept.layer, heads, kept.channels, kept.window)
 
 
-def _output_shapes(module: torch.nn.Module, batch: int, tokens: int) -> dict[str, tuple[int, ...]]:
-    """Shape of each mapped module's output, in order of running, in a pass over `batch` x `tokens` tokens."""
+def _output_shapes(module: torch.nn.Module, batch: int, tokens: int, inner: str) -> dict[str, tuple[int, ...]]:
+    """Shape of each output, in order of running, in a pass over `batch` x `tokens` tokens."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def recorder(path: str) -> Callable[..., None]:
@@ -244,7 +250,7 @@ def _output_shapes(module: torch.nn.Module, batch: int, tokens: int) -> dict[str
     positions = torch.arange(tokens, device=ids.device).expand_as(ids)
     with ExitStack() as hooks, torch.inference_mode():
         for path, part in module.named_modules():
-            if _pattern_of(path):
+            if path.endswith(inner) and _pattern_of(path.removesuffix(inner)):
                 hooks.callback(part.register_forward_hook(recorder(path)).remove)
         module(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=positions, use_cache=False)
     return shapes

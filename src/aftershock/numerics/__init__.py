@@ -4,9 +4,11 @@ from aftershock.numerics.fields import field_counts
 from aftershock.numerics.formats import (
     BIT_CLASSES,
     FORMATS,
+    INT32,
     BitClass,
     NumberFormat,
     format_of,
+    format_of_words,
     words,
 )
 from aftershock.numerics.random import generator
@@ -16,12 +18,14 @@ __all__ = [
     "BIT_CLASSES",
     "FORMATS",
     "GGUF_FORMATS",
+    "INT32",
     "STORAGE",
     "BitClass",
     "BlockFormat",
     "NumberFormat",
     "field_counts",
     "format_of",
+    "format_of_words",
     "generator",
     "storage_format",
     "words",

@@ -64,6 +64,9 @@ FORMATS: tuple[NumberFormat, ...] = (
     NumberFormat("bfloat16", torch.bfloat16, torch.int16, exponent_bits=8, mantissa_bits=7),
 )
 
+INT32 = NumberFormat("int32", torch.int32, torch.int32, exponent_bits=0, mantissa_bits=31)
+"""Sums of integer products, in two's complement; no format of models."""
+
 _ALIASES = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 
 
@@ -81,9 +84,14 @@ def format_of(dtype: torch.dtype | str) -> NumberFormat:
     raise InputError(f"dtype {name!r} is not supported: choose one of {supported}")
 
 
+def format_of_words(dtype: torch.dtype) -> NumberFormat:
+    """The format of what a tensor holds, int32 sums included. Raises InputError as `format_of` does."""
+    return INT32 if dtype == torch.int32 else format_of(dtype)
+
+
 def words(tensor: torch.Tensor) -> torch.Tensor:
     """The stored words of a tensor as integers: a view of the same shape that shares its memory.
 
     Comparing words instead of values makes NaN equal to itself and tells 0.0 from -0.0.
     """
-    return tensor.view(format_of(tensor.dtype).word)
+    return tensor.view(format_of_words(tensor.dtype).word)

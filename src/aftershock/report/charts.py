@@ -11,7 +11,6 @@ import altair as alt
 import polars as pl
 
 from aftershock.models import COMPONENTS
-from aftershock.numerics import BIT_CLASSES
 from aftershock.report.tables import ALL_SITES, OUTSIDE
 from aftershock.report.wording import rate
 from aftershock.tasks import OUTCOMES
@@ -29,7 +28,7 @@ OUTCOME_COLOURS = {
 
 STAGES = ("prefill", "first_token", "decode", "persistent")
 
-_CLASS_COLOURS = {"sign": "#8d79e0", "exponent": "#d9504c", "mantissa": "#3d8fc6"}
+_CLASS_COLOURS = {"sign": "#8d79e0", "exponent": "#d9504c", "mantissa": "#3d8fc6", "integer": "#3d8fc6"}
 _ACCENT = "#d9504c"
 _NEUTRAL = "#8a94a0"
 _OF_SITE = "datum.site === site"
@@ -88,13 +87,21 @@ def bit_chart(rates: pl.DataFrame, floor: Floor | None, bits: int) -> alt.LayerC
         scale=alt.Scale(domain=list(range(bits - 1, -1, -1))),
         axis=alt.Axis(labelAngle=0, labelOverlap=True),
     )
+    classes = [name for name in _CLASS_COLOURS if name in set(rates["bit_class"])]
     colour = alt.Color(
         "bit_class:N",
         title=None,
-        scale=alt.Scale(domain=list(BIT_CLASSES), range=[_CLASS_COLOURS[name] for name in BIT_CLASSES]),
+        scale=alt.Scale(domain=classes, range=[_CLASS_COLOURS[name] for name in classes]),
         legend=alt.Legend(orient="top"),
     )
     return _upright(rates, x, "bit", colour, floor)
+
+
+def field_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
+    """SDC rate by field of stored words, with the bit's class in fields that are numbers (rows: `rate_frame` by
+    bit_class)."""
+    x = alt.X("bit_class:N", title=None, axis=alt.Axis(labelAngle=0))
+    return _upright(rates, x, "bit_class", alt.ColorValue(_ACCENT), floor)
 
 
 def outcome_chart(shares: pl.DataFrame) -> alt.LayerChart:

@@ -7,11 +7,12 @@ from typing import Any
 import altair as alt
 import polars as pl
 
-from aftershock.numerics import format_of
+from aftershock.numerics import INT32, format_of
 from aftershock.report.charts import (
     Floor,
     bit_chart,
     component_chart,
+    field_chart,
     growth_chart,
     heatmap,
     layer_chart,
@@ -74,14 +75,7 @@ def panels(
         6,
         _spec(by_layer, layer_chart(by_layer, floor, environment.layers)),
     )
-    by_bit = rate_frame(trials, ["bit", "bit_class"])
-    yield Panel(
-        "bit",
-        "SDC rate by bit position",
-        f"Faults that change one bit of a {environment.dtype} word.",
-        4,
-        _spec(by_bit, bit_chart(by_bit, floor, format_of(environment.dtype).bits)),
-    )
+    yield _bit_panel(trials, environment, floor)
     by_stage = rate_frame(trials, ["stage"])
     yield Panel(
         "stage",
@@ -100,6 +94,28 @@ def panels(
         "fault struck.",
         6,
         _spec(growth, growth_chart(growth)),
+    )
+
+
+def _bit_panel(trials: pl.DataFrame, environment: Environment, floor: Floor | None) -> Panel:
+    """By bit of the model's own words; by field where they are those of a packed format."""
+    if "stored" in trials["site"]:
+        by_field = rate_frame(trials, ["bit_class"])
+        return Panel(
+            "bit",
+            "SDC rate by field of the stored words",
+            "What a packed weight is stored as; in fields that are numbers by the class of the bit.",
+            4,
+            _spec(by_field, field_chart(by_field, floor)),
+        )
+    by_bit = rate_frame(trials, ["bit", "bit_class"])
+    words = INT32 if "accumulator" in trials["site"] else format_of(environment.dtype)
+    return Panel(
+        "bit",
+        "SDC rate by bit position",
+        f"Faults that change one bit of a {words.name} word.",
+        4,
+        _spec(by_bit, bit_chart(by_bit, floor, words.bits)),
     )
 
 

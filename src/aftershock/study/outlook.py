@@ -68,6 +68,7 @@ def outlook(plan: Plan, *, seconds: float | None = None, advice: Advice | None =
     population = {
         "weight": sum(site.numel for site in plan.population.parameters),
         "activation channel": sum(site.numel for site in plan.population.outputs),
+        "accumulator channel": sum(site.numel for site in plan.population.accumulators),
         "cached word": sum(site.numel for site in plan.population.cached),
         "head value": sum(site.numel for site in plan.population.heads),
         "stored bit": sum(site.numel for site in plan.population.stored),

@@ -221,7 +221,7 @@ def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
     task = load_task(settings.task.spec, settings.task.limit, settings.task.max_new_tokens)
     say(f"loading {settings.model.spec} as {settings.model.dtype} on {settings.model.device}")
     wanted = settings.model
-    model = load(wanted.spec, wanted.dtype, wanted.device, say, settings.attention, wanted.storage)
+    model = load(wanted.spec, wanted.dtype, wanted.device, say, settings.attention, wanted.storage, wanted.arithmetic)
     settings = settings.model_copy(update={"model": wanted.model_copy(update={"attention": model.attention})})
     if not settings.fault_list:
         settings.faults.bit_positions(model.format)

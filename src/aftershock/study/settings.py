@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from aftershock.errors import InputError
 from aftershock.faults import MAKES_SCORES, Selection, StratumKey, parse_faults, site_kind
-from aftershock.models import Attention
+from aftershock.models import Arithmetic, Attention
 from aftershock.numerics import STORAGE
 from aftershock.study.rules import Rule, parse_rule
 
@@ -26,13 +26,15 @@ class _Table(BaseModel):
 class ModelSettings(_Table):
     """`[model]`: a model spec (`demo:NAME`, a folder, a .gguf file, a hub id), dtype and device; `attention` not
     given: `eager` where scores or probabilities are to be struck, else transformers' own choice; `storage`, a packed
-    format that weights are rounded to (`aftershock.numerics.STORAGE`)."""
+    format that weights are rounded to (`aftershock.numerics.STORAGE`); `arithmetic = "w8a8"`: projections in integers.
+    """
 
     spec: str = "demo:smollm2-135m"
     dtype: str = "float32"
     device: str = "cpu"
     attention: Attention | None = None
     storage: str | None = None
+    arithmetic: Arithmetic | None = None
 
     @model_validator(mode="after")
     def _known(self) -> "ModelSettings":
