@@ -1,6 +1,7 @@
 """Study files: what is read, what is refused, and that settings survive being written."""
 
 import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -56,3 +57,10 @@ def test_malformed_toml_names_file_and_line(tmp_path):
 
 def test_defaults_are_a_whole_study():
     assert StudySettings().run.trials == 400
+
+
+@pytest.mark.parametrize(
+    "file", sorted((Path(__file__).resolve().parents[2] / "studies").glob("*.toml")), ids=lambda file: file.name
+)
+def test_every_study_file_that_comes_along_is_one(file):
+    assert check_settings(read_settings(file), str(file)).sweep

@@ -46,6 +46,7 @@ from aftershock.faults.sample import distinct, sample_faults
 from aftershock.faults.selection import MAKES_SCORES, Population, Selection, parse_layers, select
 from aftershock.faults.stored import Element, StoredChange, armed, element_faults, stored_changes
 from aftershock.faults.strata import Cell, Stratum, StratumKey, cell_faults, stratify
+from aftershock.faults.sweep import combinations, sweep_name, sweep_value, swept
 
 __all__ = [
     "ALWAYS",
@@ -80,6 +81,7 @@ __all__ = [
     "cell_faults",
     "check",
     "column_of",
+    "combinations",
     "distinct",
     "element_faults",
     "format_faults",
@@ -102,4 +104,7 @@ __all__ = [
     "stored_changes",
     "stored_site",
     "stratify",
+    "sweep_name",
+    "sweep_value",
+    "swept",
 ]

@@ -22,6 +22,7 @@ from aftershock.study import (
     SdcRate,
     StoredStudy,
     Summary,
+    SweptRate,
     to_toml,
 )
 
@@ -68,6 +69,18 @@ class OutcomeRow:
 
 
 @dataclass(frozen=True)
+class SweepRow:
+    """One combination of a sweep: the value of each key, and the rates over its faults."""
+
+    values: tuple[tuple[str, str], ...]
+    faults: str
+    silent: str
+    detected: str
+    accuracy: str
+    loss: str
+
+
+@dataclass(frozen=True)
 class Content:
     """Everything a report says, in words; the charts are drawn from `trials`."""
 
@@ -77,6 +90,7 @@ class Content:
     figures: tuple[Figure, ...]
     outcomes: tuple[OutcomeRow, ...]
     changed_wrong: str
+    sweep: tuple[SweepRow, ...]
     generate: GenerateContent | None
     worst: tuple[WorstRow, ...]
     answers: tuple[AnswerRow, ...]
@@ -99,6 +113,7 @@ def content(stored: StoredStudy, summary: Summary) -> Content:
         figures=tuple(_figures(summary)),
         outcomes=tuple(_outcome_rows(trials, summary)),
         changed_wrong=_changed_wrong(summary),
+        sweep=tuple(map(_sweep_row, summary.sweep)),
         generate=None if summary.against_generate is None else generate_content(summary.against_generate),
         worst=tuple(worst_rows(trials, stored)),
         answers=tuple(islice(answer_rows(stored), ANSWERS)),
@@ -188,6 +203,21 @@ def _changed_wrong(summary: Summary) -> str:
         f"Of the answers that golden gets wrong, {summary.wrong_to_right:,} became right and "
         f"{summary.wrong_to_other:,} became wrong in another way; they are counted apart from SDC. "
         f"{summary.unreached:,} answers had ended before the fault's moment came; they count nowhere."
+    )
+
+
+def _sweep_row(found: SweptRate) -> SweepRow:
+    def written(share: Rate | None) -> str:
+        return "" if share is None else rate(share.estimate, share.low, share.high)
+
+    loss = found.relative_loss
+    return SweepRow(
+        tuple(found.values.items()),
+        f"{found.trials:,}",
+        written(found.sdc),
+        written(found.due),
+        written(found.accuracy),
+        "" if loss is None else rate(*loss),
     )
 
 

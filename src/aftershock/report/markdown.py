@@ -35,6 +35,7 @@ def markdown(stored: StoredStudy, summary: Summary) -> str:
             ],
         ),
         escaped(said.changed_wrong),
+        *_sweep(said),
         *_generate(said),
         *_rates(said),
         "## Worst faults",
@@ -57,6 +58,25 @@ def markdown(stored: StoredStudy, summary: Summary) -> str:
         escaped(said.citation),
     ]
     return "\n\n".join(blocks) + "\n"
+
+
+def _sweep(said: Content) -> Iterable[str]:
+    if said.sweep:
+        yield "## Combination by combination"
+        yield _table(
+            (
+                *(key for key, _ in said.sweep[0].values),
+                "faults",
+                "SDC",
+                "DUE",
+                "accuracy",
+                "relative loss of accuracy",
+            ),
+            [
+                (*(value for _, value in row.values), row.faults, row.silent, row.detected, row.accuracy, row.loss)
+                for row in said.sweep
+            ],
+        )
 
 
 def _generate(said: Content) -> Iterable[str]:

@@ -30,6 +30,7 @@ from aftershock.study.searched import Searched, SearchedValue, SearchSummary, su
 from aftershock.study.settings import StudySettings, check_settings, read_settings, to_toml
 from aftershock.study.store import Store, StoredStudy, load_study
 from aftershock.study.summary import SdcRate, Summary, summarise
+from aftershock.study.swept import SweptRate
 from aftershock.study.verdict import Ranked, Verdict, verdict
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "StudyComparison",
     "StudySettings",
     "Summary",
+    "SweptRate",
     "TrialRecord",
     "Verdict",
     "advise",

@@ -33,6 +33,7 @@ from aftershock.faults import (
     sample_faults,
     select,
     stratify,
+    swept,
 )
 from aftershock.models import COMPONENTS, LoadedModel, end_tokens, load, model_hash
 from aftershock.numerics import generator
@@ -152,12 +153,12 @@ class Plan:
         """The fault set of trial `trial`; empty where a rate drew none."""
         if self.settings.fault_list:
             return parse_faults(self.settings.fault_list[trial])
-        selection, seed = self.settings.faults, self.settings.run.seed
+        cell, seed = self._cell_of(trial), self.settings.run.seed
+        selection = self.settings.faults if cell is None else cell.selection
         reach = _reach(self.batches_of(trial))
         if set(selection.stages) == {"decode"} and reach < self._first_step:
             # Nothing else may be struck: the step is drawn as for the longest answers, and these items stay unreached.
             reach = _reach(self.batches)
-        cell = self._cell_of(trial)
         if cell is not None:
             return cell_faults(cell, self.model.format, reach, seed, trial)
         faults = sample_faults(selection, self.population, self.model.format, reach, seed, self._draw(trial))
@@ -239,6 +240,8 @@ def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
     )
     if settings.run.in_rounds:
         plan = _in_rounds(plan)
+    if settings.sweep:
+        plan = _swept(plan)
     longest = _reach(plan.batches)
     for line in settings.fault_list:
         for fault in parse_faults(line):
@@ -283,6 +286,16 @@ def _in_rounds(plan: Plan) -> Plan:
         [stratum.chance for stratum in plan.strata], np.ones(len(plan.strata)), plan.settings.round_ends[0]
     )
     return replace(plan, rounds=(Round(0, tuple(counts.tolist())),))
+
+
+def _swept(plan: Plan) -> Plan:
+    """The plan with a stratum for each combination of a sweep, and one round that takes as many trials from each."""
+    strata = swept(plan.settings.faults, plan.settings.sweep, plan.model.components)
+    for stratum in strata:
+        stratum.cells[0].selection.bit_positions(plan.model.format)
+    least, more = divmod(plan.settings.trials, len(strata))
+    counts = tuple(least + (number < more) for number in range(len(strata)))
+    return replace(plan, strata=strata, rounds=(Round(0, counts),))
 
 
 def check_unchanged(plan: Plan) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from aftershock.errors import InputError
-from aftershock.faults import MAKES_SCORES, Selection, StratumKey, parse_faults, site_kind
+from aftershock.faults import MAKES_SCORES, Selection, StratumKey, combinations, parse_faults, site_kind
 from aftershock.models import Arithmetic, Attention
 from aftershock.numerics import STORAGE
 from aftershock.study.rules import Rule, parse_rule
@@ -125,14 +125,36 @@ class SearchSettings(_Table):
 
 
 class StudySettings(_Table):
-    """A whole study. `fault_list` holds faults in the grammar, one trial each, in place of drawing them."""
+    """A whole study. `fault_list` holds faults in the grammar, one trial each, in place of drawing them; `sweep` keys
+    of `faults` with the values that they take in turn, every combination as often."""
 
     model: ModelSettings = ModelSettings()
     task: TaskSettings = TaskSettings()
     faults: Selection = Selection()
     fault_list: tuple[str, ...] = ()
     search: SearchSettings = SearchSettings()
+    sweep: dict[str, tuple[Any, ...]] = {}
     run: RunSettings = RunSettings()
+
+    @model_validator(mode="after")
+    def _sweepable(self) -> "StudySettings":
+        if not self.sweep:
+            return self
+        for key, values in self.sweep.items():
+            if key not in Selection.model_fields:
+                raise ValueError(f"sweep.{key} is no key of [faults]: choose from {', '.join(Selection.model_fields)}")
+            if not values:
+                raise ValueError(f"sweep.{key} has no value: give a list of them")
+        if self.fault_list or self.search.values or self.run.in_rounds:
+            raise ValueError("a sweep deals its trials out evenly: leave until, plan, search and a fault list out")
+        try:
+            cells = len(combinations(self.faults, self.sweep))
+        except ValidationError as error:
+            raise ValueError(f"a combination of the sweep is no [faults] table: {_message(error)}") from None
+        if self.run.trials < 2 * cells:
+            needed = f"the sweep's {cells} combinations need two each"
+            raise ValueError(f"trials = {self.run.trials}, but {needed}: raise it")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudySettings":
@@ -161,7 +183,8 @@ class StudySettings(_Table):
         """How attention is to be computed: as asked for, else so that every fault finds its site; None for the model's
         own choice."""
         listed = {site_kind(fault) for line in self.fault_list for fault in parse_faults(line)}
-        kinds = listed if self.fault_list else set(self.faults.sites)
+        drawn = {kind for _, faults in combinations(self.faults, self.sweep) for kind in faults.sites}
+        kinds = listed if self.fault_list else drawn
         return self.model.attention or ("eager" if kinds & set(MAKES_SCORES) else None)
 
     @property
@@ -207,8 +230,7 @@ def _first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     place = [str(part) for part in problem["loc"]]
     if problem["type"] != "extra_forbidden":
-        message = problem["msg"].removeprefix("Value error, ")
-        return f"{'.'.join(place) or 'the file'}: {message[0].lower()}{message[1:]}"
+        return f"{'.'.join(place) or 'the file'}: {_message(error)}"
     table: type[BaseModel] = StudySettings
     for part in place[:-1]:
         annotation = table.model_fields[part].annotation
@@ -217,6 +239,12 @@ def _first_problem(error: ValidationError) -> str:
     close = get_close_matches(place[-1], table.model_fields, n=1)
     hint = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(table.model_fields)}"
     return f"unknown key {'.'.join(place)!r}: {hint}"
+
+
+def _message(error: ValidationError) -> str:
+    """What the first thing wrong is."""
+    message = error.errors()[0]["msg"].removeprefix("Value error, ")
+    return f"{message[0].lower()}{message[1:]}"
 
 
 def to_toml(settings: StudySettings) -> str:

@@ -23,6 +23,7 @@ from aftershock.study.audit import Audit, audit_of
 from aftershock.study.rates import Floats, Rate, mean_rate
 from aftershock.study.records import DUE, SDC, ItemOutcome, ItemRecord, Record, TrialRecord
 from aftershock.study.store import StoredStudy
+from aftershock.study.swept import SweptRate, swept_rates
 from aftershock.study.verdict import Verdict, design
 
 LABELS = MappingProxyType[str, Callable[[TrialRecord], str | None]](
@@ -109,6 +110,7 @@ class Summary(Record):
     against_generate: AgainstGenerate | None
     groups: dict[str, tuple[LabelledRate, ...]]
     strata: tuple[StratumRate, ...]
+    sweep: tuple[SweptRate, ...]
     verdict: Verdict | None
     seconds: float
 
@@ -135,6 +137,7 @@ class Summary(Record):
             lines.insert(-1, f"audit         {self.audit.text()}")
         if self.against_generate is not None:
             lines.insert(-1, f"generate      {self.against_generate.text()}")
+        lines[-1:-1] = [f"  {one.text()}" for one in self.sweep]
         if self.strata:
             lines.insert(
                 1,
@@ -186,6 +189,7 @@ def summarise(study: StoredStudy) -> Summary:
         against_generate=against_generate(study),
         groups={name: _group(trials, drawn, label) for name, label in LABELS.items()},
         strata=() if drawn is None else _strata(trials, drawn),
+        sweep=swept_rates(study),
         verdict=study.verdict,
         seconds=study.seconds,
     )
