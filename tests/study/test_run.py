@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from aftershock.errors import ContractError, InputError
+from aftershock.faults import labels
 from aftershock.models import model_hash
 from aftershock.replay import ModelCrashedError, ReferenceExecutor
 from aftershock.study import DUE, SDC, Plan, StoredStudy, load_study, make_plan, outlook, run_study, summarise
@@ -292,6 +293,25 @@ def test_accumulators_are_studied_apart(folder):
         tiny_settings(folder, faults={"sites": ["accumulator", "weight"]})
     with pytest.raises(InputError, match='load it with arithmetic = "w8a8"'):
         make_plan(tiny_settings(folder, faults={"sites": ["accumulator"]}))
+
+
+@pytest.mark.parametrize("sites", [["accumulator"], ["score", "head_output"], ["key", "probability"]])
+def test_strata_of_every_kind_of_site_bear_their_trials_labels(folder, tmp_path, sites):
+    model = {"arithmetic": "w8a8"} if sites == ["accumulator"] else {}
+    faults = {"sites": sites, "components": ["o", "qk", "sv", "softmax", "kv"], "bits": [3, 30, 31]}
+    run = {"plan": "neyman", "trials": 120, "strata": ["site", "bit_class"], "noise": 2, "items_per_fault": 2}
+    plan = make_plan(tiny_settings(folder, model=model, faults=faults, run=run))
+    assert sum(stratum.chance for stratum in plan.strata) == pytest.approx(1)
+    for number in range(30):
+        trial = plan.trial(number)
+        label = labels(trial.faults, plan.model.components, plan.model.format)
+        assert trial.place.stratum.name == f"{label.site} {label.bit_class}"
+
+
+def test_stored_words_are_not_cut_into_strata(folder):
+    tables = {"model": {"storage": "int8"}, "faults": {"sites": ["stored"]}, "run": {"plan": "neyman", "trials": 300}}
+    with pytest.raises(InputError, match="stored words are not cut into strata"):
+        make_plan(tiny_settings(folder, **tables))
 
 
 def test_an_unknown_storage_is_refused(folder):

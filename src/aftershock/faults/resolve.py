@@ -251,13 +251,18 @@ def _labels(fault: Fault, components: ComponentMap, number_format: NumberFormat)
     )
 
 
+def accumulator_bit_class(bit: int) -> str:
+    """What a bit of an int32 sum is: `sign` or `integer`."""
+    return "sign" if bit == INT32.bits - 1 else "integer"
+
+
 def _bit_class(
     bit: int, part: ParameterSite | OutputSite | CacheSite | HeadSite | StoredSite, summed: bool, model: NumberFormat
 ) -> str:
     if isinstance(part, StoredSite):
         return part.bit_class(bit)
     if summed:
-        return "sign" if bit == INT32.bits - 1 else "integer"
+        return accumulator_bit_class(bit)
     return model.bit_class(bit)
 
 

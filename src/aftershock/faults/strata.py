@@ -14,6 +14,7 @@ import numpy as np
 from aftershock.errors import InputError
 from aftershock.faults.fault import Fault
 from aftershock.faults.grammar import parse_trigger
+from aftershock.faults.resolve import accumulator_bit_class
 from aftershock.faults.sample import sample_faults
 from aftershock.faults.selection import TRANSIENT, Population, PopulationSite, Selection, SiteKind, StageName
 from aftershock.models import stage_of
@@ -84,6 +85,8 @@ def stratify(
         raise InputError(
             "a stratified plan puts one fault into one word or bit: leave count, rate, bits_per_word and pattern out"
         )
+    if "stored" in selection.sites:
+        raise InputError("stored words are not cut into strata: leave plan out, or sweep over components and fields")
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in _cells(selection, population, number_format, by, decode_chance):
         groups.setdefault(tuple(cell.labels[key] for key in by), []).append(cell)
@@ -142,7 +145,8 @@ def _bit_groups(
         return
     groups: dict[tuple[str, str], list[int]] = {}
     for bit in positions:
-        label = (str(number_format.bit_class(bit)), f"bit {bit}" if "bit" in by else "any")
+        bit_class = accumulator_bit_class(bit) if "accumulator" in selection.sites else number_format.bit_class(bit)
+        label = (bit_class, f"bit {bit}" if "bit" in by else "any")
         groups.setdefault(label, []).append(bit)
     for (bit_class, bit_name), members in groups.items():
         yield {"bit_class": bit_class, "bit": bit_name}, tuple(members), len(members) / len(positions)
