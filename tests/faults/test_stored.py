@@ -160,6 +160,40 @@ def test_faults_in_one_row_act_together(model: LoadedModel) -> None:
         element_faults(model, apart)
 
 
+def test_a_change_that_rounding_swallows_still_has_its_moment(folder: Path) -> None:
+    model = load(str(folder / "llama"), "bfloat16", storage="int8")
+    (fault,) = parse_faults(f"stored {UP}.scale[3,0] flip 0 at decode:4")
+    (element,) = element_faults(model, (fault,))
+    assert element.fault.site == WeightSite(UP, (3, 0))
+    assert element.fault.trigger == fault.trigger
+    before = {name: words(parameter.detach()).clone() for name, parameter in model.module.named_parameters()}
+    always = parse_faults(f"stored {UP}.scale[3,0] flip 0")
+    assert all(torch.equal(found, before[name]) for name, found in under(model, always).items())
+
+
+def test_a_weight_and_the_word_that_it_comes_from_are_not_struck_together(model: LoadedModel) -> None:
+    line = f"weight {UP}[3,17] replace 9.0 & stored {UP}.quant[3,17] flip 3"
+    with pytest.raises(InputError, match=r"fault 'stored .* and fault 'weight .* strike the same weight"):
+        element_faults(model, parse_faults(line))
+
+
+@pytest.mark.parametrize(("keys", "allowed"), [({}, {(0, 3), (3, 5), (0, 5)}), ({"bit_pattern": "adjacent"}, {(4, 5)})])
+def test_several_bits_of_a_word_follow_the_selection(
+    folder: Path, keys: dict[str, str], allowed: set[tuple[int, int]]
+) -> None:
+    model = load(str(folder / "llama"), storage="int8")
+    bits = (4, 5, 7) if keys else (0, 3, 3, 5)
+    found = drawn(model, 40, fields=("quant",), bits=bits, bits_per_word=2, **keys)
+    assert {fault.corruption.bits for (fault,) in found} == allowed
+
+
+def test_bits_are_those_of_the_words_not_of_the_model(folder: Path) -> None:
+    model = load(str(folder / "llama"), "bfloat16", storage="int8")
+    assert {fault.corruption.bits for (fault,) in drawn(model, 5, fields=("scale",), bits=(30,))} == {(30,)}
+    with pytest.raises(InputError, match="bit 9 is in none of the stored words selected, which have up to 8"):
+        drawn(model, 1, fields=("quant",), bits=(9,))
+
+
 def test_words_before_and_after_are_told(model: LoadedModel) -> None:
     flip, stuck = parse_faults(f"stored {UP}.scale[3,0] flip 15 & stored {UP}.quant[3,17] stuck-at-1 0,1,2,3")
     scale, quant = stored_changes(model, (flip, stuck))

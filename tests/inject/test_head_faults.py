@@ -1,5 +1,6 @@
 """Faults in what attention heads make: scores, probabilities, head outputs, and nothing else."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -208,6 +209,33 @@ def test_an_attention_that_makes_no_products_is_an_error() -> None:
     with pytest.raises(ContractError, match="never made what it strikes"):
         forced(model, f"score {ATTENTION}[0,1] flip 3 at first_token")
     assert hooked(model) == {}
+
+
+def test_an_attention_that_multiplies_otherwise_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_loaded("llama", attn_implementation="eager")
+    before = torch.matmul
+
+    def scores_otherwise(query: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        # The product with the keys by another function, as GPT-2 has it with `reorder_and_upcast_attn`.
+        return torch.bmm(query.flatten(0, 1), other.flatten(0, 1)).view(*query.shape[:-1], other.shape[-1])
+
+    modeling = sys.modules[type(model.module).__module__]
+
+    def attend(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **_: Any) -> Any:
+        key, value = (modeling.repeat_kv(states, module.num_key_value_groups) for states in (key, value))
+        weights = torch.softmax(scores_otherwise(query, key.transpose(2, 3)) * scaling + mask, dim=-1)
+        return before(weights, value).transpose(1, 2).contiguous(), weights
+
+    monkeypatch.setattr(modeling, "eager_attention_forward", attend)
+    for part in ("score", "probability"):
+        with pytest.raises(ContractError, match=r"1 of the two products|never made what it strikes"):
+            forced(model, f"{part} {ATTENTION}[0,1] replace 3.0 at first_token")
+    assert hooked(model) == {}
+
+
+def test_an_attention_in_fp32_shows_no_scores() -> None:
+    model = tiny_loaded("gpt2", attn_implementation="eager", reorder_and_upcast_attn=True)
+    assert {site.part for site in model.components.heads} == {"head_output"}
 
 
 def test_the_watch_ends_with_a_model_that_fails() -> None:

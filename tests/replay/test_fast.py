@@ -240,6 +240,15 @@ def test_faults_in_attention_heads_agree_too(family: str, dtype: torch.dtype) ->
         assert left > 1
 
 
+def test_a_bias_and_the_sum_before_it_are_struck_together(tmp_path: Path) -> None:
+    """The module runs again for the bias, after its sum was struck."""
+    model = load(str(save_tiny(tmp_path / "gpt2", "gpt2")), arithmetic="w8a8")
+    name = "transformer.h.0.mlp.c_fc"
+    faults = f"weight {name}.bias[3] replace 0.5 & activation {name}.accumulator[3] flip 22 at first_token"
+    jobs = [Job(batch.number, batch, parse_faults(faults)) for batch in batches_of(model)]
+    assert disagreements(model, jobs, IN_COMPANY)[0] == []
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_faults_in_accumulators_agree_too(tmp_path: Path, family: str, dtype: torch.dtype) -> None:

@@ -106,6 +106,8 @@ def test_bits_of_packed_words_are_shown_by_field_and_those_of_sums_by_place(stor
     packed = drawn(stored, with_labels(site="stored", bits=(), bit_class="scale exponent"))["bit"]
     assert packed.title == "SDC rate by field of the stored words"
     assert {row["bit_class"] for row in rows_of(packed.spec) if "bit_class" in row} == {"scale exponent"}
+    mixed = with_labels(site="stored", bits=(), bit_class="quant")[:1] + with_labels(site="weight")[1:]
+    assert "float32" in drawn(stored, mixed)["bit"].reading
     sums = drawn(stored, with_labels(site="accumulator", bits=(30,), bit_class="integer"))["bit"]
     assert "int32" in sums.reading
     assert {(row["bit"], row["bit_class"]) for row in rows_of(sums.spec) if "bit" in row} == {(30, "integer")}

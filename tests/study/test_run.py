@@ -268,7 +268,9 @@ def test_a_stored_word_that_changes_no_weight_is_masked(folder, tmp_path):
     line = "stored model.layers.0.mlp.up_proj.weight.scale[3,0] flip 0"
     study = run_study(make_plan(settings.model_copy(update={"fault_list": (line,)})), tmp_path / "study")
     (trial,) = study.trials
-    assert [one.tensor for one in trial.strikes] == ["model.layers.0.mlp.up_proj.weight.scale"]
+    word, weight = trial.strikes
+    assert (word.tensor, weight.tensor) == (f"{weight.tensor}.scale", "model.layers.0.mlp.up_proj.weight")
+    assert weight.old_bits == weight.new_bits
     assert {item.outcome for item in trial.items} == {"masked"}
 
 
@@ -286,6 +288,24 @@ def test_a_study_of_accumulators(folder, tmp_path):
     assert {trial.bits for trial in study.trials} == {(30,), (14,)}
     assert {trial.component for trial in study.trials} == {"down", "o"}
     assert all(strike.tensor.endswith(".accumulator") for trial in study.trials for strike in trial.strikes)
+
+
+def test_amounts_added_to_accumulators_are_whole_numbers(folder):
+    faults = {"sites": ["accumulator"], "corruption": "add", "uniform": [-1000.0, 1000.0]}
+    plan = make_plan(tiny_settings(folder, model={"arithmetic": "w8a8"}, faults=faults))
+    amounts = [plan.faults_of(number)[0].corruption.amount for number in range(12)]
+    assert all(amount.is_integer() for amount in amounts)
+    assert len(set(amounts)) > 8
+    with pytest.raises(InputError, match="accumulators hold whole numbers"):
+        tiny_settings(folder, faults={**faults, "uniform": [0.5, 1.0]})
+
+
+def test_stored_faults_of_a_list_that_do_not_go_together_are_refused_before_the_run(folder):
+    settings = tiny_settings(folder, model={"storage": "int8"})
+    name = "model.layers.0.mlp.up_proj.weight"
+    line = f"stored {name}.quant[3,1] flip 3 & stored {name}.quant[3,2] flip 3 at decode:1"
+    with pytest.raises(InputError, match="shares a stored row"):
+        make_plan(settings.model_copy(update={"fault_list": (line,)}))
 
 
 def test_accumulators_are_studied_apart(folder):

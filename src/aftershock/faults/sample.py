@@ -85,9 +85,9 @@ def sample_faults(
 def _in_stored(
     stored: tuple[StoredSite, ...], selection: Selection, decode_passes: int, random: np.random.Generator
 ) -> tuple[Fault, ...]:
-    """Faults in stored words, every selected bit of the memory as likely; with several bits a word, those besides the
-    one drawn are any others of it."""
-    sizes = {site: [bit for bit in selection.bits or range(site.bits) if bit < site.bits] for site in stored}
+    """Faults in stored words, the chance of each in proportion to the selected bits that it has."""
+    bits = sorted(set(selection.bits))
+    sizes = {site: [bit for bit in bits or range(site.bits) if bit < site.bits] for site in stored}
     sites = tuple(site for site in stored if len(sizes[site]) >= selection.bits_per_word)
     if not sites:
         raise InputError(
@@ -101,12 +101,12 @@ def _in_stored(
         site = sites[part]
         row, rest = divmod(placement, site.words * len(sizes[site]))
         number, drawn = divmod(rest, len(sizes[site]))
-        others = [bit for bit in sizes[site] if bit != sizes[site][drawn]]
-        chosen = random.choice(others, size=selection.bits_per_word - 1, replace=False).tolist() if others else []
-        bits = tuple(sorted([sizes[site][drawn], *chosen]))
+        struck: tuple[int, ...] = (sizes[site][drawn],)
+        if selection.bits_per_word > 1:
+            struck = _bits_of_word(selection, sizes[site], random)
         channel = int(site.parameter.rows.locate(np.array(row))) if len(site.parameter.shape) == 2 else row
         named = StoredWordSite(site.name, site.field, channel, number)
-        faults.append(Fault(named, _bit_corruption(selection, bits), trigger))
+        faults.append(Fault(named, _bit_corruption(selection, struck), trigger))
     return tuple(faults)
 
 
@@ -284,20 +284,26 @@ def _corruption(selection: Selection, number_format: NumberFormat, random: np.ra
         if value is None:
             assert selection.uniform is not None
             value = float(random.uniform(*selection.uniform))
+            # An accumulator holds whole numbers.
+            value = float(round(value)) if "accumulator" in selection.sites else value
         return Replace(value) if selection.corruption == "replace" else Add(value)
-    positions = selection.bit_positions(number_format)
+    return _bit_corruption(selection, _bits_of_word(selection, selection.bit_positions(number_format), random))
+
+
+def _bits_of_word(selection: Selection, positions: Sequence[int], random: np.random.Generator) -> tuple[int, ...]:
+    """As many different bits of a word as the selection wants, out of some."""
     if selection.bits_per_word > len(positions):
         raise InputError(
             f"bits_per_word = {selection.bits_per_word}, but only {len(positions)} bits are selected: lower it"
         )
     if selection.bit_pattern == "any":
         chosen = random.choice(positions, size=selection.bits_per_word, replace=False)
-        return _bit_corruption(selection, tuple(sorted(chosen.tolist())))
+        return tuple(sorted(chosen.tolist()))
     runs = [range(low, low + selection.bits_per_word) for low in positions]
     inside = [run for run in runs if set(run) <= set(positions)]
     if not inside:
         raise InputError(f"no {selection.bits_per_word} adjacent bits are selected: lower bits_per_word or add bits")
-    return _bit_corruption(selection, tuple(inside[random.integers(len(inside))]))
+    return tuple(inside[random.integers(len(inside))])
 
 
 def _bit_corruption(selection: Selection, bits: tuple[int, ...]) -> Corruption:

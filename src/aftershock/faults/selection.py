@@ -42,8 +42,8 @@ class Selection(BaseModel):
     pattern      the values that one event strikes together: one `word`, `span` neighbours in a `row` or `column`, a
                  `block` of span x span, or span values of a row `stride` apart; span may be `all`. The bits of each
                  value are drawn on their own, but those that are stuck are the same in all
-    fields       of stored words: which fields (quant, scale, min, zero, block_scale, block_min); none given: all, every
-                 bit of the memory as likely
+    fields       of stored words: which fields (quant, scale, min, zero, block_scale, block_min); none given: all,
+                 each in proportion to its bits; with draw `uniform` every bit of the memory is as likely
     fault_model  a name of `CATALOGUE`, which stands for some of these keys
     value        for replace and add; or `uniform = [a, b]`
     count        faults per trial; or `rate`, the probability of each selected bit (of each value for replace
@@ -138,8 +138,8 @@ class Selection(BaseModel):
             raise ValueError('fields are those of stored words: set sites = ["stored"], or leave fields out')
         if "stored" in self.sites:
             self._check_stored()
-        if "accumulator" in self.sites and (self.sites != ("accumulator",) or self.bit_classes):
-            raise ValueError("accumulators are 32-bit integers: study them apart from other sites, and give bits")
+        if "accumulator" in self.sites:
+            self._check_accumulators()
         if self.rate is not None:
             if set(self.sites) != {"weight"}:
                 raise ValueError('a rate draws from stored weights: set sites = ["weight"], or use count')
@@ -162,6 +162,13 @@ class Selection(BaseModel):
             raise ValueError("a pattern strikes values: leave it out, or strike weights")
         if self.count > 1 and self.bits_per_word > 1:
             raise ValueError("several stored words are struck in one bit each: give count or bits_per_word")
+
+    def _check_accumulators(self) -> None:
+        if self.sites != ("accumulator",) or self.bit_classes:
+            raise ValueError("accumulators are 32-bit integers: study them apart from other sites, and give bits")
+        amounts = [*(self.uniform or ()), *(() if self.value is None else (self.value,))]
+        if not all(amount.is_integer() and abs(amount) < 2**31 for amount in amounts):
+            raise ValueError("accumulators hold whole numbers below 2^31: give such ones as value or uniform")
 
     @property
     def strikes_one_value(self) -> bool:
@@ -269,6 +276,10 @@ def select(selection: Selection, components: ComponentMap) -> Population:
                 f"span {selection.span}{fields}) leaves no {kind} of {components.architecture} to put a fault in: "
                 "widen it"
             )
+    words = [site.bits for site in left.stored] if "stored" in selection.sites else []
+    for bit in selection.bits if words else ():
+        if not 0 <= bit < max(words):
+            raise InputError(f"bits: bit {bit} is in none of the stored words selected, which have up to {max(words)}")
     chosen = {site for kind in selection.sites for site in left.of(kind)}
     return left.where(chosen.__contains__)
 

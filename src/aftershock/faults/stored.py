@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,10 +37,13 @@ class StoredChange:
 def element_faults(model: LoadedModel, faults: Sequence[Fault]) -> tuple[Element, ...]:
     """The set with every fault in a stored word in terms of the weights that it changes; the others as they are.
 
-    A fault may change one weight (a quant), those of a block (a scale) or of a row, or none at all where the change is
-    lost as the value is rounded to the model's dtype. Faults in one row act together. Raises InputError for a word that
-    the model does not have, and where two of a row have different triggers; ContractError where the weights in memory
-    are not what the words stand for.
+    A fault may change one weight (a quant), those of a block (a scale) or of a row. Where it changes none, since the
+    change is lost as the value is rounded to the model's dtype, it is a fault that leaves the row's first weight as it
+    is, so that it still has its moment. Faults in one row act together.
+
+    Raises InputError for a word that the model does not have, where two of a row have different triggers, and where a
+    weight that a stored word changes has a fault of its own; ContractError where the weights in memory are not what the
+    words stand for.
     """
     found = [
         Element(number, fault) for number, fault in enumerate(faults) if not isinstance(fault.site, StoredWordSite)
@@ -53,7 +57,19 @@ def element_faults(model: LoadedModel, faults: Sequence[Fault]) -> tuple[Element
         if len({faults[number].trigger for number in numbers}) > 1:
             raise InputError(f"fault '{faults[numbers[1]]}' shares a stored row with another: give them one trigger")
         found += _elements_of_row(model, numbers, [faults[number] for number in numbers])
+    _check_apart(faults, found)
     return tuple(sorted(found, key=lambda one: one.of))
+
+
+def _check_apart(faults: Sequence[Fault], found: Sequence[Element]) -> None:
+    own = {fault.site: fault for fault in faults if isinstance(fault.site, WeightSite)}
+    for element in found:
+        named = faults[element.of]
+        if isinstance(named.site, StoredWordSite) and element.fault.site in own:
+            raise InputError(
+                f"fault '{named}' and fault '{own[element.fault.site]}' strike the same weight, one of them in the "
+                "words that it comes from: put them in trials of their own"
+            )
 
 
 def armed(model: LoadedModel, faults: Sequence[Fault]) -> tuple[Fault, ...]:
@@ -103,7 +119,12 @@ def _elements_of_row(model: LoadedModel, numbers: Sequence[int], faults: Sequenc
         place = fault.site.field, fault.site.number
         row = row.with_word(*place, _struck(row.word(*place), fault))
         struck = _as_stored(row.values(), model.dtype)
-        for column in np.flatnonzero((words(struck) != words(values)).numpy()).tolist():
+        changed = np.flatnonzero((words(struck) != words(values)).numpy()).tolist()
+        if not changed:
+            level: Literal[0, 1] = 1 if int(stored[0]) & 1 else 0
+            unmoved = StuckAt((0,), level)
+            yield Element(number, replace(fault, site=WeightSite(site.parameter, index[0]), corruption=unmoved))
+        for column in changed:
             weight = WeightSite(site.parameter, index[column])
             yield Element(number, replace(fault, site=weight, corruption=Replace(float(struck[column].double()))))
         values = struck

@@ -43,6 +43,7 @@ class HeadFaults:
         self._heads = {number: head_site(fault, model.components) for number, fault in self._faults.items()}
         self._due: dict[tuple[str, HeadPart], list[_Due]] = {}
         self._watching = ExitStack()
+        self._watched: _Products | None = None
         self._pass: Pass | None = None
         self.struck: list[Struck] = []
         self.reached: set[int] = set()
@@ -54,6 +55,7 @@ class HeadFaults:
             attention = self._model.module.get_submodule(name)
             yield attention.register_forward_pre_hook(self._watch(name))
             yield attention.register_forward_hook(lambda *_: self._watching.close(), always_call=True)
+            yield attention.register_forward_hook(self._seen_whole(name))
             yield self._model.module.get_submodule(readers[layer]).register_forward_pre_hook(self._read(name))
 
     def missed(self) -> list[int]:
@@ -95,9 +97,20 @@ class HeadFaults:
                     lambda scores: self._strike(name, "score", scores),
                     lambda probabilities: self._strike(name, "probability", probabilities),
                 )
-                self._watching.enter_context(products)
+                self._watched = self._watching.enter_context(products)
 
         return begin
+
+    def _seen_whole(self, name: str) -> Callable[..., None]:
+        def after(*_: Any) -> None:
+            watched, self._watched = self._watched, None
+            if watched is not None and watched.products not in (0, 2):
+                raise ContractError(
+                    f"{name} made {watched.products} of the two products in which scores and probabilities are struck: "
+                    "its attention is not one that aftershock knows"
+                )
+
+        return after
 
     def _read(self, name: str) -> Callable[..., None]:
         def before(module: torch.nn.Module, inputs: Any) -> None:
@@ -142,17 +155,17 @@ class _Products(TorchFunctionMode):
 
     def __init__(self, first: Callable[[torch.Tensor], None], second: Callable[[torch.Tensor], None]) -> None:
         super().__init__()
-        self._first, self._second, self._products = first, second, 0
+        self._first, self._second, self.products = first, second, 0
 
     def __torch_function__(
         self, function: Any, types: Any, arguments: Sequence[Any] = (), keywords: Mapping[str, Any] | None = None
     ) -> Any:
         if function is not torch.matmul:
             return function(*arguments, **(keywords or {}))
-        self._products += 1
-        if self._products == 2:
+        self.products += 1
+        if self.products == 2:
             self._second(arguments[0])
         product = function(*arguments, **(keywords or {}))
-        if self._products == 1:
+        if self.products == 1:
             self._first(product)
         return product

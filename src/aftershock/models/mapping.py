@@ -227,11 +227,13 @@ def _cache_sites(module: torch.nn.Module) -> Iterator[CacheSite]:
 
 
 def _head_sites(cached: tuple[CacheSite, ...], config: Any) -> Iterator[HeadSite]:
-    """What each attention makes, layer by layer; fused kernels show nothing of their scores and probabilities."""
+    """What each attention makes, layer by layer; fused kernels show nothing of their scores and probabilities, nor does
+    GPT-2's attention in fp32 (`reorder_and_upcast_attn`)."""
+    shown = config._attn_implementation == "eager" and not getattr(config, "reorder_and_upcast_attn", False)
     for kept in cached:
         if kept.part == "value":
             for part in get_args(HeadPart):
-                if part == "head_output" or config._attn_implementation == "eager":
+                if part == "head_output" or shown:
                     heads = config.num_attention_heads
                     yield HeadSite(kept.module, part, kept.layer, heads, kept.channels, kept.window)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TypeVar
 
-from aftershock.faults import ALWAYS, Fault, WeightSite, splits
+from aftershock.faults import ALWAYS, ActivationSite, Fault, WeightSite, splits
 from aftershock.inject import Struck, changes_one_channel
 from aftershock.models import LoadedModel
 from aftershock.replay.executor import Job
@@ -55,10 +55,13 @@ def weights_by_row(own: Sequence[Member], called: Sequence[int]) -> dict[tuple[i
 
 def sociable(model: LoadedModel, job: Job) -> bool:
     """Whether a job can share a run: it has faults, none needs a cut, and those in weights are there all the time, in
-    one channel."""
+    one channel, and in no module inside which something else is struck (it runs again for them)."""
     weights = [fault for fault in job.faults if isinstance(fault.site, WeightSite)]
     always = all(fault.trigger == ALWAYS and changes_one_channel(model, fault) for fault in weights)
-    return bool(job.faults) and not splits(job.faults) and always
+    again = {fault.site.parameter.rpartition(".")[0] for fault in weights if isinstance(fault.site, WeightSite)}
+    struck = [fault.site.module for fault in job.faults if isinstance(fault.site, ActivationSite)]
+    inside = any(module.startswith(f"{name}.") for module in struck for name in again)
+    return bool(job.faults) and not splits(job.faults) and always and not inside
 
 
 def renumbered(struck: Iterable[Struck], numbers: Sequence[int]) -> tuple[Struck, ...]:

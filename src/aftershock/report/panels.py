@@ -98,8 +98,9 @@ def panels(
 
 
 def _bit_panel(trials: pl.DataFrame, environment: Environment, floor: Floor | None) -> Panel:
-    """By bit of the model's own words; by field where they are those of a packed format."""
-    if "stored" in trials["site"]:
+    """By bit of the model's own words, or of sums where they alone were struck; by field of a packed format's."""
+    struck = set(trials["site"]) - {"none"}
+    if struck == {"stored"}:
         by_field = rate_frame(trials, ["bit_class"])
         return Panel(
             "bit",
@@ -108,8 +109,10 @@ def _bit_panel(trials: pl.DataFrame, environment: Environment, floor: Floor | No
             4,
             _spec(by_field, field_chart(by_field, floor)),
         )
-    by_bit = rate_frame(trials, ["bit", "bit_class"])
-    words = INT32 if "accumulator" in trials["site"] else format_of(environment.dtype)
+    sums = struck == {"accumulator"}
+    of_one_kind = trials if sums else trials.filter(pl.col("site") != "accumulator")
+    by_bit = rate_frame(of_one_kind, ["bit", "bit_class"])
+    words = INT32 if sums else format_of(environment.dtype)
     return Panel(
         "bit",
         "SDC rate by bit position",

@@ -29,6 +29,7 @@ from aftershock.faults import (
     cell_faults,
     check,
     distinct,
+    element_faults,
     parse_faults,
     sample_faults,
     select,
@@ -224,11 +225,12 @@ def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
     wanted = settings.model
     model = load(wanted.spec, wanted.dtype, wanted.device, say, settings.attention, wanted.storage, wanted.arithmetic)
     settings = settings.model_copy(update={"model": wanted.model_copy(update={"attention": model.attention})})
-    if not settings.fault_list:
+    if not settings.fault_list and "stored" not in settings.faults.sites:
         settings.faults.bit_positions(model.format)
     for line in settings.fault_list:
         for fault in parse_faults(line):
             check(fault, model.components, model.format)
+        element_faults(model, parse_faults(line))
     say("hashing the model and reading the task")
     plan = Plan(
         settings,
@@ -292,7 +294,9 @@ def _swept(plan: Plan) -> Plan:
     """The plan with a stratum for each combination of a sweep, and one round that takes as many trials from each."""
     strata = swept(plan.settings.faults, plan.settings.sweep, plan.model.components)
     for stratum in strata:
-        stratum.cells[0].selection.bit_positions(plan.model.format)
+        selection = stratum.cells[0].selection
+        if "stored" not in selection.sites:
+            selection.bit_positions(plan.model.format)
     least, more = divmod(plan.settings.trials, len(strata))
     counts = tuple(least + (number < more) for number in range(len(strata)))
     return replace(plan, strata=strata, rounds=(Round(0, counts),))
