@@ -37,6 +37,8 @@ CASES += [(family, torch.bfloat16) for family in ("llama", "gemma3", "qwen3", "m
 
 SHORT_CALLS = Shapes(copies=1, call_tokens=24, continued_rows=8, head_rows=4)
 IN_COMPANY = Shapes(copies=4, call_tokens=128, continued_rows=8)
+IN_COMPANY_TOO = ("llama", "gemma3", "gpt2", "qwen3")
+"""Families whose trials run in company too, where every family runs alone."""
 
 model_of = cache(tiny_loaded)
 
@@ -206,7 +208,7 @@ def in_cache(model: LoadedModel, trigger: str) -> list[Job]:
 @pytest.mark.parametrize(("family", "dtype"), CASES)
 def test_faults_in_the_cache_agree_too(family: str, dtype: torch.dtype, trigger: str) -> None:
     model = model_of(family, dtype)
-    together = [] if family in ("mixtral", "qwen2_moe", "qwen3_moe") else [IN_COMPANY]
+    together = [IN_COMPANY] if family in IN_COMPANY_TOO else []
     for shapes in (SHORT_CALLS, *together):
         different, left = disagreements(model, in_cache(model, trigger), shapes)
         assert different == []
@@ -233,7 +235,7 @@ def in_heads(model: LoadedModel, count: int) -> list[Job]:
 )
 def test_faults_in_attention_heads_agree_too(family: str, dtype: torch.dtype) -> None:
     model = model_of(family, dtype, attn_implementation="eager")
-    together = [] if family == "mixtral" else [IN_COMPANY]
+    together = [IN_COMPANY] if family in IN_COMPANY_TOO else []
     for shapes in (SHORT_CALLS, *together):
         different, left = disagreements(model, in_heads(model, 60), shapes)
         assert different == []
