@@ -1,6 +1,7 @@
 """Describe, print, parse, check and draw faults: Fault = Site x Corruption x Trigger."""
 
 from aftershock.faults.catalogue import CATALOGUE, FaultModel
+from aftershock.faults.draws import distinct
 from aftershock.faults.fault import (
     ALWAYS,
     ActivationSite,
@@ -27,22 +28,9 @@ from aftershock.faults.grammar import (
     parse_trigger,
     read_faults,
 )
-from aftershock.faults.resolve import (
-    Labels,
-    cache_site,
-    check,
-    column_of,
-    head_site,
-    key_of,
-    labels,
-    output_site,
-    parameter_site,
-    site_kind,
-    site_of,
-    splits,
-    stored_site,
-)
-from aftershock.faults.sample import distinct, sample_faults
+from aftershock.faults.places import cache_site, head_site, key_of, output_site, parameter_site, site_of, stored_site
+from aftershock.faults.resolve import Labels, check, column_of, labels, site_kind, splits
+from aftershock.faults.sample import sample_faults
 from aftershock.faults.selection import MAKES_SCORES, Population, Selection, parse_layers, select
 from aftershock.faults.stored import Element, StoredChange, armed, element_faults, stored_changes
 from aftershock.faults.strata import Cell, Stratum, StratumKey, cell_faults, stratify

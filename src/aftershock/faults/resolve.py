@@ -1,9 +1,6 @@
 """Hold a fault against a model: does the model have what it names, and what is it there?"""
 
 from dataclasses import astuple, dataclass
-from difflib import get_close_matches
-
-import numpy as np
 
 from aftershock.errors import InputError
 from aftershock.faults.fault import (
@@ -18,14 +15,11 @@ from aftershock.faults.fault import (
     StuckAt,
     WeightSite,
 )
+from aftershock.faults.places import Place, site_of
 from aftershock.models import (
     PREFILL,
     Block,
-    CacheSite,
     ComponentMap,
-    HeadSite,
-    OutputSite,
-    ParameterSite,
     StoredSite,
     stage_of,
 )
@@ -47,131 +41,6 @@ class Labels:
     bits: tuple[int, ...]
     bit_class: str
     stage: str
-
-
-def parameter_site(fault: Fault, components: ComponentMap) -> ParameterSite:
-    """The parameter share that a weight fault lies in. Raises InputError when the model has no such element."""
-    site = fault.site
-    assert isinstance(site, WeightSite)
-    candidates = [part for part in components.parameters if part.name == site.parameter]
-    if not candidates:
-        raise InputError(
-            f"fault '{fault}': {components.architecture} has no parameter {site.parameter}"
-            + _suggestion(site.parameter, [part.name for part in components.parameters])
-        )
-    shape = candidates[0].stored_shape
-    if len(site.index) != len(shape) or any(not 0 <= i < n for i, n in zip(site.index, shape, strict=True)):
-        raise InputError(
-            f"fault '{fault}': {site.parameter} has shape {list(shape)}, so index {list(site.index)} is outside it"
-        )
-    return next(part for part in candidates if part.rows.contains(np.array(site.index[part.dim])))
-
-
-def output_site(fault: Fault, components: ComponentMap) -> OutputSite:
-    """The output share that an activation fault lies in. Raises InputError when the model has no such channel."""
-    site = fault.site
-    assert isinstance(site, ActivationSite)
-    known = (*components.outputs, *components.accumulators)
-    candidates = [part for part in known if part.module == site.module]
-    if not candidates:
-        raise InputError(
-            f"fault '{fault}': {components.architecture} has no mapped output {site.module}"
-            + _suggestion(site.module, [part.module for part in known])
-        )
-    if not 0 <= site.channel < candidates[0].channels:
-        raise InputError(f"fault '{fault}': {site.module} has {candidates[0].channels} channels, numbered from 0")
-    return next(part for part in candidates if part.rows.contains(np.array(site.channel)))
-
-
-def cache_site(fault: Fault, components: ComponentMap) -> CacheSite:
-    """The cached keys or values that a fault lies in. Raises InputError when the model keeps no such word."""
-    site = fault.site
-    assert isinstance(site, CachedSite)
-    found = {part.module: part for part in components.cached if part.part == site.part}
-    if site.module not in found:
-        raise InputError(
-            f"fault '{fault}': {components.architecture} has no attention {site.module}"
-            + _suggestion(site.module, list(found))
-        )
-    part = found[site.module]
-    if not (0 <= site.head < part.heads and 0 <= site.channel < part.channels):
-        raise InputError(
-            f"fault '{fault}': {site.module} keeps {part.heads} heads of {part.channels} channels, numbered from 0"
-        )
-    return part
-
-
-def head_site(fault: Fault, components: ComponentMap) -> HeadSite:
-    """The heads that a fault lies in. Raises InputError when the model has no such value."""
-    site = fault.site
-    assert isinstance(site, HeadValueSite)
-    attentions = {part.module: part for part in components.heads}
-    if site.module not in attentions:
-        raise InputError(
-            f"fault '{fault}': {components.architecture} has no attention {site.module}"
-            + _suggestion(site.module, list(attentions))
-        )
-    part = next((part for part in components.heads if (part.module, part.part) == (site.module, site.part)), None)
-    if part is None:
-        raise InputError(
-            f"fault '{fault}': a fused attention kernel makes no {site.part} that could be struck: load the model with "
-            'attention = "eager"'
-        )
-    channels = part.channels if site.part == "head_output" else None
-    if not 0 <= site.head < part.heads or (channels is not None and not 0 <= site.place < channels):
-        of_channels = "" if channels is None else f" of {channels} channels"
-        raise InputError(f"fault '{fault}': {site.module} has {part.heads} heads{of_channels}, numbered from 0")
-    return part
-
-
-def key_of(site: HeadValueSite, seen: range) -> int | None:
-    """The key that a score or probability belongs to, of the tokens that its query sees; None where it sees none
-    such."""
-    if isinstance(site.place, int):
-        return site.place if site.place in seen else None
-    return seen[int(site.place * len(seen))]
-
-
-def stored_site(fault: Fault, components: ComponentMap) -> StoredSite:
-    """The field of stored words that a fault lies in. Raises InputError when the model has no such word."""
-    site = fault.site
-    assert isinstance(site, StoredWordSite)
-    fields = [part for part in components.stored if part.name == site.parameter]
-    if not fields:
-        raise InputError(
-            f"fault '{fault}': {site.parameter} comes from no packed words: choose a GGUF model, or a storage under "
-            "[model]" + _suggestion(site.parameter, sorted({part.name for part in components.stored}))
-        )
-    found = [part for part in fields if part.field == site.field]
-    if not found:
-        known = ", ".join(dict.fromkeys(part.field for part in fields))
-        raise InputError(f"fault '{fault}': {site.parameter} is stored without a {site.field}: choose from {known}")
-    rows, words = sum(part.rows for part in found), found[0].words
-    if not (0 <= site.row < rows and 0 <= site.number < words):
-        raise InputError(f"fault '{fault}': {rows} rows of {words} such words are stored, numbered from 0")
-    # Experts one after the other are no rows of a fused projection.
-    fused = len(found) > 1
-    return next(part for part in found if not fused or part.parameter.rows.contains(np.array(site.row)))
-
-
-def site_of(fault: Fault, components: ComponentMap) -> ParameterSite | OutputSite | CacheSite | HeadSite | StoredSite:
-    """The part of the model that a fault lies in. Raises InputError when the model has no such place."""
-    match fault.site:
-        case WeightSite():
-            return parameter_site(fault, components)
-        case CachedSite():
-            return cache_site(fault, components)
-        case HeadValueSite():
-            return head_site(fault, components)
-        case StoredWordSite():
-            return stored_site(fault, components)
-        case ActivationSite():
-            return output_site(fault, components)
-
-
-def _suggestion(name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, n=1)
-    return f": did you mean {close[0]}?" if close else ": see the list in docs/models.md"
 
 
 def check(fault: Fault, components: ComponentMap, number_format: NumberFormat) -> None:
@@ -256,9 +125,7 @@ def accumulator_bit_class(bit: int) -> str:
     return "sign" if bit == INT32.bits - 1 else "integer"
 
 
-def _bit_class(
-    bit: int, part: ParameterSite | OutputSite | CacheSite | HeadSite | StoredSite, summed: bool, model: NumberFormat
-) -> str:
+def _bit_class(bit: int, part: Place, summed: bool, model: NumberFormat) -> str:
     if isinstance(part, StoredSite):
         return part.bit_class(bit)
     if summed:

@@ -9,7 +9,8 @@ import torch
 
 from aftershock.errors import ContractError, InputError
 from aftershock.faults.fault import Fault, Flip, Replace, StoredWordSite, StuckAt, WeightSite
-from aftershock.faults.resolve import check, stored_site
+from aftershock.faults.places import stored_site
+from aftershock.faults.resolve import check
 from aftershock.models import LoadedModel, StoredTensor
 from aftershock.numerics import words, worth
 
