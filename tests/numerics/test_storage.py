@@ -8,17 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aftershock.errors import InputError
-from aftershock.numerics import STORAGE, generator, storage_format
+from aftershock.numerics import GGUF_FORMATS, STORAGE, generator, storage_format
 from aftershock.numerics.storage import BlockFormat
 
 COLUMNS = 256
-NAMES = (*STORAGE, "q4_k", "q6_k")
+NAMES = (*STORAGE, "q4_k", "q5_k", "q6_k")
 
 
 def blocks_of(name: str, count: int = 2) -> tuple[BlockFormat, np.ndarray]:
     """A format for rows of 256 values, and blocks of random values; of random bytes where nothing here quantises."""
     form = storage_format(name, COLUMNS)
-    random = generator(4, 0, name)
+    random = generator(6, 0, name)
     if name in STORAGE:
         return form, form.quantise(random.standard_normal((count, form.elements)).astype(np.float32))
     blocks = random.integers(0, 256, (count, form.size), dtype=np.uint8)
@@ -57,7 +57,9 @@ def test_words_are_the_quants_that_the_values_come_from(name: str) -> None:
         match name:
             case "q4_0":
                 expected = (quants - 8) * number("scale")
-            case "q4_1":
+            case "q5_0":
+                expected = (quants - 16) * number("scale")
+            case "q4_1" | "q5_1":
                 expected = quants * number("scale") + number("min")
             case "q8_0" | "int8":
                 expected = np.where(quants > 127, quants - 256, quants) * number("scale")
@@ -67,7 +69,7 @@ def test_words_are_the_quants_that_the_values_come_from(name: str) -> None:
                 assert form.fields["quant"].number is not None
                 raw = torch.tensor(words("quant"), dtype=torch.uint8).view(form.fields["quant"].number.dtype)
                 expected = raw.double().numpy() * number("scale")
-            case "q4_k":
+            case "q4_k" | "q5_k":
                 scales, minima = words("block_scale").repeat(32), words("block_min").repeat(32)
                 expected = quants * scales * number("scale") - minima * number("min")
             case _:
@@ -105,7 +107,7 @@ def test_rounding_to_a_format_and_back_is_near(name: str, size: float, seed: int
     form = storage_format(name, COLUMNS)
     values = (size * generator(seed, 0, "values").standard_normal((3, form.elements))).astype(np.float32)
     found = form.dequantise(form.quantise(values))
-    steps = {"int8": 127, "q8_0": 127, "int4": 7, "q4_0": 7, "q4_1": 7, "fp8_e4m3": 14, "fp8_e5m2": 7}[name]
+    steps = {"int8": 127, "q8_0": 127, "q5_0": 15, "q5_1": 15, "fp8_e4m3": 14}.get(name, 7)
     assert np.abs(found - values).max() <= np.abs(values).max() / steps
     assert found.dtype == np.float32
     # What is rounded already stays as it is, but where the scale itself is rounded.
@@ -132,6 +134,6 @@ def test_what_can_not_be_is_refused() -> None:
 
 
 def test_the_library_has_the_blocks_that_the_tables_describe() -> None:
-    for name in ("q8_0", "q4_0", "q4_1", "q4_k", "q6_k"):
+    for name in GGUF_FORMATS:
         form = storage_format(name, COLUMNS)
         assert (form.elements, form.size) == gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name.upper()]]

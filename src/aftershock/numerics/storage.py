@@ -78,10 +78,10 @@ class BlockFormat:
         return np.packbits(bits, bitorder="little")
 
 
-STORAGE: tuple[str, ...] = ("fp8_e4m3", "fp8_e5m2", "int8", "int4", "q8_0", "q4_0", "q4_1")
-"""Formats that weights can be rounded to here; GGUF files bring `q4_k` and `q6_k` besides."""
+STORAGE: tuple[str, ...] = ("fp8_e4m3", "fp8_e5m2", "int8", "int4", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1")
+"""Formats that weights can be rounded to here; GGUF files bring `q4_k`, `q5_k` and `q6_k` besides."""
 
-GGUF_FORMATS: tuple[str, ...] = ("q8_0", "q4_0", "q4_1", "q4_k", "q6_k")
+GGUF_FORMATS: tuple[str, ...] = ("q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "q4_k", "q5_k", "q6_k")
 """GGUF's block formats that have a table."""
 
 _FP8 = {
@@ -217,7 +217,18 @@ def _gguf(name: str, fields: Mapping[str, Field]) -> BlockFormat:
     return BlockFormat(name, elements, size, fields, dequantise, lambda values: gguf.quantize(values, kind))
 
 
-def _q4_k() -> BlockFormat:
+def _fifth_bits(nibbles: np.ndarray, places: np.ndarray) -> Field:
+    """Words of five bits, the fifth by itself at some places, shape (words,)."""
+    return Field(np.concatenate([nibbles, places[:, None]], axis=1))
+
+
+def _q5(name: str, scales: Mapping[str, Field], start: int) -> BlockFormat:
+    """32 quants: their fifth bits in 4 bytes, then the others as nibbles."""
+    quant = _fifth_bits(_nibbles(start + 4, 2, 16), 8 * start + np.arange(32))
+    return _gguf(name, {"quant": quant, **scales})
+
+
+def _k_block(name: str, quant: Field) -> BlockFormat:
     """Super-block of 8 sub-blocks, each with a 6-bit scale and a 6-bit minimum in 12 shared bytes: the first four have
     theirs in the low six bits of bytes 0 to 7, the others in the halves of bytes 8 to 11 and what those left."""
     six, four = np.arange(6), np.arange(4)
@@ -226,13 +237,19 @@ def _q4_k() -> BlockFormat:
     scales += [np.concatenate([8 * (12 + sub) + four, 8 * (4 + sub) + np.array([6, 7])]) for sub in range(4)]
     minima += [np.concatenate([8 * (12 + sub) + 4 + four, 8 * (8 + sub) + np.array([6, 7])]) for sub in range(4)]
     fields = {
-        "quant": Field(_nibbles(16, 8, 32)),
+        "quant": quant,
         "block_scale": Field(np.array(scales)),
         "block_min": Field(np.array(minima)),
         "scale": Field(_bytes(0, 1, 2), _FP16),
         "min": Field(_bytes(2, 1, 2), _FP16),
     }
-    return _gguf("q4_k", fields)
+    return _gguf(name, fields)
+
+
+def _q5_k() -> BlockFormat:
+    """The fifth bits in 32 bytes: bit s of byte b is that of quant b of sub-block s."""
+    fifth = 8 * 16 + np.arange(8)[:, None] + 8 * np.arange(32)
+    return _k_block("q5_k", _fifth_bits(_nibbles(48, 8, 32), fifth.ravel()))
 
 
 def _q6_k() -> BlockFormat:
@@ -259,6 +276,9 @@ _GGUF: Mapping[str, Callable[[], BlockFormat]] = {
             "min": Field(_bytes(2, 1, 2), _FP16),
         },
     ),
-    "q4_k": _q4_k,
+    "q5_0": lambda: _q5("q5_0", {"scale": Field(_bytes(0, 1, 2), _FP16)}, 2),
+    "q5_1": lambda: _q5("q5_1", {"scale": Field(_bytes(0, 1, 2), _FP16), "min": Field(_bytes(2, 1, 2), _FP16)}, 4),
+    "q4_k": lambda: _k_block("q4_k", Field(_nibbles(16, 8, 32))),
+    "q5_k": _q5_k,
     "q6_k": _q6_k,
 }
