@@ -108,6 +108,9 @@ def test_bits_of_packed_words_are_shown_by_field_and_those_of_sums_by_place(stor
     assert {row["bit_class"] for row in rows_of(packed.spec) if "bit_class" in row} == {"scale exponent"}
     mixed = with_labels(site="stored", bits=(), bit_class="quant")[:1] + with_labels(site="weight")[1:]
     assert "float32" in drawn(stored, mixed)["bit"].reading
+    beside = with_labels(site="weight", bits=(3,), bit_class="mantissa")[:-1]
+    beside += with_labels(site="accumulator", bits=(30,), bit_class="integer")[-1:]
+    assert {row["bit"] for row in rows_of(drawn(stored, beside)["bit"].spec) if "bit" in row} == {3}
     sums = drawn(stored, with_labels(site="accumulator", bits=(30,), bit_class="integer"))["bit"]
     assert "int32" in sums.reading
     assert {(row["bit"], row["bit_class"]) for row in rows_of(sums.spec) if "bit" in row} == {(30, "integer")}
