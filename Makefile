@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # pip's own setting for local wheels holds for the faster installer too.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: setup demo test test-workers lint bench clean
+.PHONY: setup demo test test-workers test-lm-eval lint bench clean
 
 setup: $(VENV)/ready
 
@@ -29,9 +29,20 @@ test: setup
 test-workers: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m workers
 
+# lm-evaluation-harness brings some thirty packages: an environment of their own, on top of the other one.
+test-lm-eval: $(VENV)-lm-eval/ready
+	HF_HUB_OFFLINE=1 $(VENV)-lm-eval/bin/python -m pytest tests/tasks/test_harness.py tests/study/test_harness_tasks.py
+
+$(VENV)-lm-eval/ready: $(VENV)/ready
+	@$(PYTHON) -m venv $(VENV)-lm-eval
+	@$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" \
+		> "$$($(VENV)-lm-eval/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
+	@$(VENV)-lm-eval/bin/pip install --quiet --disable-pip-version-check lm-eval==0.4.13
+	@touch $@
+
 lint: setup
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
@@ -40,4 +51,4 @@ bench: setup
 	$(BIN)/python -m benchmarks.overhead --json
 
 clean:
-	rm -rf $(VENV) demo build dist
+	rm -rf $(VENV) $(VENV)-lm-eval demo build dist

@@ -2,7 +2,8 @@
 
     python -m benchmarks.surface --json [--quick] [--model SPEC] [--device cuda]
 
-One cell is a kind of site in a format. In each, random faults run by both executors on one batch of
+One cell is a kind of site in a format, struck in one value or in many: by a scattered set, or as long as a pass lasts
+and longer. In each, random faults run by both executors on one batch of
 answers to write. A cell fails where
 
 - a fault whose moment came for some row struck nothing, or left a word that is not the old one with its bits flipped,
@@ -22,17 +23,19 @@ import torch
 from aftershock.faults import (
     MAKES_SCORES,
     Fault,
-    Flip,
+    ScatteredOutput,
+    ScatteredWeights,
     Selection,
     StoredWordSite,
     Trigger,
     armed,
+    bits_of,
     sample_faults,
     select,
     stored_changes,
 )
 from aftershock.faults.selection import SiteKind
-from aftershock.inject import Injection
+from aftershock.inject import Injection, StruckSet
 from aftershock.models import LoadedModel, align, decode, load, model_hash, teacher_forced
 from aftershock.numerics import FORMATS, STORAGE, words
 from aftershock.replay import Batch, FastExecutor, Job, ModelCrashedError, ReferenceExecutor, Run, make_batches
@@ -41,6 +44,19 @@ from benchmarks.arguments import parser
 from benchmarks.environment import environment
 
 NEVER = Trigger(decode(10_000), decode(10_001))
+
+LASTING: dict[str, dict[str, Any]] = {
+    "always": {"activation_trigger": "always"},
+    "scattered, always": {"draw": "uniform", "rate": 1e-6, "activation_trigger": "always"},
+    "scattered in prefill": {"draw": "uniform", "rate": 1e-5, "activation_trigger": "at prefill"},
+    "3 a pass from decode:1": {"draw": "uniform", "per_pass": 3, "activation_trigger": "from decode:1"},
+}
+WAYS: dict[SiteKind, dict[str, dict[str, Any]]] = {
+    "weight": {"scattered": {"draw": "uniform", "rate": 1e-6}},
+    "activation": LASTING,
+    "accumulator": LASTING,
+}
+"""Keys of a selection for each way in which many values are struck at once."""
 
 
 def cells(spec: str, device: str) -> Iterator[tuple[str, tuple[SiteKind, ...], LoadedModel]]:
@@ -64,18 +80,22 @@ def batch_of(model: LoadedModel) -> Batch:
     return make_batches(items, model, 8, 0)[0]
 
 
-def drawn(kind: SiteKind, model: LoadedModel, batch: Batch, trials: int) -> list[tuple[Fault, ...]]:
-    """Single flips."""
-    selection = Selection(sites=(kind,))
+def drawn(
+    kind: SiteKind, keys: dict[str, Any], model: LoadedModel, batch: Batch, trials: int
+) -> list[tuple[Fault, ...]]:
+    """Flips, single ones where no keys of a selection say otherwise."""
+    selection = Selection.model_validate({"sites": (kind,), **keys})
     population = select(selection, model.components)
     return [sample_faults(selection, population, model.format, batch.decode_passes, 1, n) for n in range(trials)]
 
 
-def cell(kind: SiteKind, number_format: str, model: LoadedModel, trials: int) -> dict[str, Any]:
+def cell(
+    kind: SiteKind, way: str, keys: dict[str, Any], number_format: str, model: LoadedModel, trials: int
+) -> dict[str, Any]:
     """What failed in one cell, each counted in trials."""
     batch = batch_of(model)
     before = model_hash(model.module)
-    sets = drawn(kind, model, batch, trials)
+    sets = drawn(kind, keys, model, batch, trials)
     reference, fast = ReferenceExecutor(model), FastExecutor(model)
     begin = time.perf_counter()
     jobs = [Job(number, batch, armed(model, faults)) for number, faults in enumerate(sets)]
@@ -83,6 +103,7 @@ def cell(kind: SiteKind, number_format: str, model: LoadedModel, trials: int) ->
     found = {job.key: run for job, run in fast.trials(jobs)}
     return {
         "site": kind,
+        "way": way,
         "format": number_format,
         "trials": trials,
         "not_struck": sum(not _struck(model, job, sets[number], expected[number]) for number, job in enumerate(jobs)),
@@ -96,14 +117,19 @@ def cell(kind: SiteKind, number_format: str, model: LoadedModel, trials: int) ->
 def _struck(model: LoadedModel, job: Job, named: tuple[Fault, ...], run: Run | ModelCrashedError) -> bool:
     """Whether the fault struck all that it should, and nothing but bits flipped."""
     reached = isinstance(run, ModelCrashedError) or any(item.reached for item in run.items)
-    (fault,) = named
-    assert isinstance(fault.corruption, Flip)
-    mask = sum(1 << bit for bit in fault.corruption.bits)
-    if isinstance(fault.site, StoredWordSite):
+    masks = [sum(1 << bit for bit in bits_of(fault.corruption)) for fault in named]
+    if isinstance(named[0].site, StoredWordSite):
         # Its own bits, and every weight that comes of them.
         (change,) = stored_changes(model, named)
-        return change.old ^ change.new == mask and {one.fault for one in run.struck} == set(range(len(job.faults)))
-    return bool(run.struck) == reached and all(one.old_bits ^ one.new_bits == mask for one in run.struck)
+        return change.old ^ change.new == masks[0] and {one.fault for one in run.struck} == set(range(len(job.faults)))
+    sets = [one for one in run.struck if isinstance(one, StruckSet)]
+    words_struck = [word for one in run.struck for word in (one.first if isinstance(one, StruckSet) else (one,))]
+    flipped = [(masks[word.fault], word.old_bits ^ word.new_bits) for word in words_struck]
+    if any(isinstance(fault.site, ScatteredWeights | ScatteredOutput) for fault in named):
+        # Some of the bits, in each tensor that was drawn; which outputs are struck is the draw's business.
+        whole = {one.fault for one in sets} == set(range(len(named))) or not named[0].in_weights
+        return whole and bool(sets) <= reached and all(bits and bits & ~mask == 0 for mask, bits in flipped)
+    return bool(run.struck) == reached and all(bits == mask for mask, bits in flipped)
 
 
 def _idle(model: LoadedModel, faults: tuple[Fault, ...]) -> bool:
@@ -132,8 +158,10 @@ def main() -> None:
     arguments = options.parse_args()
     rows = []
     for number_format, kinds, model in cells(arguments.model, arguments.device):
-        for kind in kinds:
-            rows.append(cell(kind, number_format, model, 8 if arguments.quick else 40))
+        ways: list[tuple[SiteKind, str, dict[str, Any]]] = [(kind, "one value", {}) for kind in kinds]
+        ways += [(kind, way, keys) for kind in kinds for way, keys in WAYS.get(kind, {}).items()]
+        for kind, way, keys in ways:
+            rows.append(cell(kind, way, keys, number_format, model, 8 if arguments.quick else 40))
             if not arguments.json:
                 print(rows[-1], flush=True)
     faults = ("not_struck", "not_undone", "idle_differs", "executors_differ")

@@ -29,7 +29,7 @@ for line in (
 ):
     with aftershock.Injection(model, [aftershock.parse_fault(line)]) as injection:
         during = answer()
-    struck = injection.struck[0]
+    struck = injection.words[0]
     print(f"\n{line}")
     print(f"  value: {struck.old_value:g} became {struck.new_value:g}")
     print(f"  word: {struck.old_bits:08x} became {struck.new_bits:08x}")

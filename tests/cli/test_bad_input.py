@@ -225,9 +225,21 @@ def test_empty_task_file(study, tmp_path):
     holds(study("--task", file), file, "is empty", "give it at least one item")
 
 
+def test_letters_for_a_text(study, tmp_path):
+    text, file = tmp_path / "story.txt", tmp_path / "letters.toml"
+    text.write_text("Once upon a time.", encoding="utf-8")
+    file.write_text('[task]\nanswers = "letter"', encoding="utf-8")
+    holds(study("--task", text, file=file), text, "is a text", "leave answers and shots out")
+
+
 def test_missing_task(study, tmp_path):
     holds(study("--task", tmp_path / "none.jsonl"), tmp_path / "none.jsonl", "can't be read", "check the path")
-    holds(study("--task", "nonsense"), "'nonsense' is not known", "give `probe`, a .jsonl file or a .txt file")
+    holds(study("--task", "nonsense"), "'nonsense' is not known", "give `probe`, a .jsonl file, a .txt file or")
+
+
+def test_a_task_of_a_harness_that_is_not_installed(study, monkeypatch):
+    monkeypatch.setattr("aftershock.tasks.load.find_spec", lambda name: None)
+    holds(study("--task", "lm_eval:arc_easy"), "'lm_eval:arc_easy'", 'pip install "aftershock[lm-eval]"')
 
 
 @pytest.mark.parametrize(
@@ -252,7 +264,10 @@ def test_fault_list_with_a_broken_line(study, tmp_path, line, parts):
         ("weight model.norm.weight[32] flip 3 always", ["shape [32]", "outside"]),
         ("weight model.layers.9.mlp.up_proj.weight[3,3] flip 3 always", ["no parameter", "did you mean model.layers."]),
         ("activation model.norms[1] flip 3 at first_token", ["no mapped output", "did you mean model.norm?"]),
-        ("activation model.norm[1] flip 3 always", ["lives for one pass", "give it a transient trigger"]),
+        (
+            "head_output model.layers.0.self_attn[0,1] flip 3 always",
+            ["lives for one pass", "give it a transient trigger"],
+        ),
         ("weight model.norm.weight[3] flip 3 at decode:40", ["can never strike", "raise max_new_tokens"]),
     ],
 )

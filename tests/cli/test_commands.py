@@ -326,3 +326,55 @@ def test_internal_error_is_told_apart_from_bad_input(finished, monkeypatch, caps
     assert printed.out == ""
     assert "ZeroDivisionError: oh" in printed.err
     assert printed.err.endswith("aftershock: internal error; please report it with the lines above\n")
+
+
+CAMPAIGN = """
+[model]
+spec = "{folder}/llama"
+[task]
+spec = "{folder}/task.jsonl"
+[run]
+items_per_fault = 4
+batch_items = 2
+noise = 2
+threads = 1
+[[study]]
+name = "few"
+run.trials = 3
+[[study]]
+name = "many"
+across.run.trials = [5, 4]
+"""
+
+
+def test_a_file_of_several_studies_runs_them_all(command, tiny, tmp_path):
+    file = tmp_path / "campaign.toml"
+    file.write_text(CAMPAIGN.format(folder=tiny), encoding="utf-8")
+    assert "3 studies, 12 trials" in command("study", file, "--dry-run")
+    found = one_object(command("study", file, "--out", tmp_path / "out", "--seed", 3, "--json"))
+    assert [(one["name"], one["summary"]["trials"]) for one in found["studies"]] == [
+        ("few", 3),
+        ("many-5", 5),
+        ("many-4", 4),
+    ]
+    for place in ("", "few", "many-5"):
+        assert (tmp_path / "out" / place / "report.html").is_file()
+    assert load_study(tmp_path / "out" / "few").settings.run.seed == 3
+    assert one_object(command("report", tmp_path / "out", "--json")) == found
+
+
+def test_studies_that_can_not_run_are_told_at_the_end(command, tiny, tmp_path, capsys):
+    file = tmp_path / "campaign.toml"
+    text = CAMPAIGN.format(folder=tiny) + '[[study]]\nname = "bad"\ntask.spec = "no.jsonl"\n'
+    file.write_text(text, encoding="utf-8")
+    assert run(["study", str(file), "--out", str(tmp_path / "out")]) == 2
+    assert "1 of 4 studies did not come to their end" in capsys.readouterr().err
+    assert "no.jsonl" in (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
+def test_options_for_one_study_are_refused_for_several(command, tiny, tmp_path, capsys):
+    file = tmp_path / "campaign.toml"
+    file.write_text(CAMPAIGN.format(folder=tiny), encoding="utf-8")
+    assert run(["study", str(file), "--search", "3", "--out", str(tmp_path / "out")]) == 2
+    assert "--search goes with one study alone" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

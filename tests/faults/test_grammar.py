@@ -15,11 +15,15 @@ from aftershock.faults import (
     ActivationSite,
     Add,
     CachedSite,
+    Drawn,
     Entry,
     Fault,
     Flip,
     HeadValueSite,
     Replace,
+    Scatter,
+    ScatteredOutput,
+    ScatteredWeights,
     StuckAt,
     Trigger,
     WeightSite,
@@ -37,18 +41,23 @@ bits = st.sets(st.integers(0, 31), min_size=1, max_size=32).map(sorted).map(tupl
 numbers = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, 0.0, -0.0, 5e-324, 1e300])
 tokens = st.integers(0, 10**9) | st.floats(0, 1, exclude_max=True).map(abs)
 entries = st.builds(Entry, st.integers(1, 10_000)) | st.builds(Entry, st.just(PREFILL), tokens)
+chances = st.floats(0, 1, exclude_min=True, exclude_max=True)
+scatters = st.builds(Scatter, chances | st.integers(1, 10**9), st.integers(0, 2**63 - 1))
 sites = (
     st.builds(WeightSite, names, st.lists(positions, min_size=1, max_size=4).map(tuple))
     | st.builds(ActivationSite, names, positions)
     | st.builds(CachedSite, st.sampled_from(["key", "value"]), names, positions, positions, entries)
     | st.builds(HeadValueSite, st.sampled_from(["score", "probability"]), names, positions, tokens)
     | st.builds(HeadValueSite, st.just("head_output"), names, positions, positions)
+    | st.builds(ScatteredWeights, names, st.none() | names, scatters)
+    | st.builds(ScatteredOutput, names, st.none() | names, scatters)
 )
 corruptions = (
     st.builds(Flip, bits)
     | st.builds(StuckAt, bits, st.sampled_from([0, 1]))
     | st.builds(Replace, numbers)
     | st.builds(Add, numbers)
+    | st.builds(Drawn, st.sampled_from(["replace", "add"]), st.floats(-1e9, 0), st.floats(1e-9, 1e9))
 )
 passes = st.integers(0, 10_000)
 triggers = (
@@ -223,3 +232,48 @@ def test_a_missing_or_binary_list_is_refused(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="can't be read"):
         read_faults(tmp_path / "binary")
+
+
+@pytest.mark.parametrize(
+    ("line", "printed"),
+    [
+        ("scattered weight w rate 1e-3 key 7 flip 0-15", "scattered weight w rate 0.001 key 7 flip 0-15 always"),
+        ("scattered weight w of q count 5 key 7 flip 4,3,1", "scattered weight w of q count 5 key 7 flip 1,3,4 always"),
+        (
+            "scattered activation m rate 0.5 key 0 replace uniform[0,1] during decode",
+            "scattered activation m rate 0.5 key 0 replace uniform[0.0,1.0] from decode:1",
+        ),
+        ("weight w[3] flip 0,1,2,5,7-9", "weight w[3] flip 0-2,5,7-9 always"),
+    ],
+)
+def test_scattered_sets_and_runs_of_bits_read_and_print(line: str, printed: str) -> None:
+    assert str(parse_fault(line)) == printed
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("scattered weight w rate 0 key 7 flip 1", "rate 0.0 is no chance"),
+        ("scattered weight w rate 1.0 key 7 flip 1", "rate 1.0 is no chance"),
+        ("scattered weight w rate much key 7 flip 1", "rate much is no number"),
+        ("scattered weight w count 0.5 key 7 flip 1", "count 0.5 is no number"),
+        ("scattered weight w count 0 key 7 flip 1", "count 0 strikes nothing"),
+        ("scattered weight w rate 0.1 flip 1", "can't be read"),
+        ("scattered weight w[3] rate 0.1 key 7 flip 1", "can't be read"),
+        ("scattered weight w rate 0.1 key 9223372036854775808 flip 1", "key 9223372036854775808 can't be used"),
+        ("scattered weight w rate 0.1 key 7 replace uniform[1,1]", "holds no numbers"),
+        ("scattered weight w rate 0.1 key 7 add uniform[0,inf]", "holds no numbers"),
+        ("scattered weight w rate 0.1 key 7 flip 5-3", "can't be struck"),
+    ],
+)
+def test_what_is_no_scattered_set_is_refused(line: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_fault(line)
+
+
+@pytest.mark.parametrize(
+    "line", ["weight a[0] flip 0-99999999999 always", f"weight a[{'9' * 5000}] flip 1 always"], ids=["bits", "index"]
+)
+def test_lines_without_measure_are_refused_at_once(line):
+    with pytest.raises(InputError, match=r"bit positions|can't be read"):
+        parse_fault(line)

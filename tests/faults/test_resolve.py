@@ -62,9 +62,9 @@ def neox() -> ComponentMap:
         ),
         ("activation model.norm[32] flip 3 at first_token", "has 32 channels"),
         ("activation model.norm[3] flip 16 at first_token", "bit 16 is outside bfloat16"),
-        ("activation model.norm[3] flip 3", "give it a transient trigger"),
-        ("activation model.norm[3] flip 3 from decode:2", "give it a transient trigger"),
-        ("activation model.norm[3] flip 3 at prefill", "prefill has many tokens"),
+        ("activation lm_head[3] flip 3 at prefill", "the output of lm_head is computed for answer tokens only"),
+        ("head_output model.layers.0.self_attn[0,3] flip 3", "give it a transient trigger"),
+        ("head_output model.layers.0.self_attn[0,3] flip 3 at prefill", "prefill has many tokens"),
         ("activation lm_head[3] flip 3 at prefill:0.5", "the output of lm_head is computed for answer tokens only"),
     ],
 )

@@ -60,6 +60,7 @@ def test_chances_add_up_to_one(llama, keys, decode_chance):
         {},
         {"draw": "uniform", "stages": ("prefill", "decode")},
         {"draw": "by_tensor", "weight_trigger": "transient", "bits": (3, 10, 14, 15)},
+        {"weight_trigger": "lasting", "sites": ("weight",), "components": ("q", "norm")},
         {"sites": ("key", "value", "weight"), "components": ("kv", "q", "o")},
         {"sites": ("head_output", "activation"), "components": ("sv", "q", "lm_head"), "draw": "uniform"},
     ],

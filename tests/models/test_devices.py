@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from aftershock.errors import InputError
 from aftershock.faults import Selection, sample_faults, select
-from aftershock.models import devices_of, load, model_hash
+from aftershock.models import devices_of, load, model_hash, share_gpus
 from aftershock.models.devices import split_over, spread
 from aftershock.replay import FastExecutor, Job, ReferenceExecutor, make_batches, residual_error
 from aftershock.tasks import load_task
@@ -123,3 +123,19 @@ def test_trials_are_the_same_where_hooks_move_tensors_between_parts(tmp_path, fa
         golden = ReferenceExecutor(hooked).golden(batch)
         assert residual_error(hooked, batch, faults[0], golden) == residual_error(plain, batch, faults[0], golden)
     assert model_hash(hooked.module) == model_hash(plain.module)
+
+
+def test_processes_take_the_gpus_in_turn_and_share_their_memory(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", taken.append)
+    for place in range(3):
+        share_gpus(place, 5)
+    assert taken == [0, 1 / 3, 1, 1 / 3, 0, 1 / 3]
+    taken.clear()
+    share_gpus(0, 2)
+    assert taken == [0, 1.0]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    share_gpus(0, 2)
+    assert taken == [0, 1.0]

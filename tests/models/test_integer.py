@@ -7,16 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_values import drawn
 
 from aftershock.errors import InputError
-from aftershock.models import load
+from aftershock.models import OutputSite, load
+from aftershock.models.components import Rows
 from aftershock.models.integer import Int8Linear
-from aftershock.numerics import generator, words
+from aftershock.numerics import words
 from tiny_models import save_tiny
-
-
-def drawn(seed: int, *shape: int) -> torch.Tensor:
-    return torch.from_numpy(generator(seed, 0, "integers").standard_normal(shape).astype(np.float32))
 
 
 def sums_of(part: Int8Linear, inputs: torch.Tensor) -> torch.Tensor:
@@ -74,9 +72,10 @@ def test_every_projection_of_a_layer_is_computed_in_integers(tmp_path: Path, fam
     model = load(str(tmp_path / family), arithmetic="w8a8")
     wanted = {"q", "k", "v", "o", "gate", "up", "down", "fc1", "fc2"}
     per_layer = {site.component for site in plain.components.outputs if site.layer == 0} & wanted
-    assert {site.component for site in model.components.accumulators if site.layer == 0} == per_layer
-    assert {site.layer for site in model.components.accumulators} == {0, 1}
-    for site in model.components.accumulators:
+    sums = [site for site in model.components.accumulators if isinstance(site, OutputSite)]
+    assert {site.component for site in sums if site.layer == 0} == per_layer
+    assert {site.layer for site in sums} == {0, 1}
+    for site in sums:
         part = model.module.get_submodule(site.module.removesuffix(".accumulator"))
         assert isinstance(part, Int8Linear)
         # OPT flattens rows and tokens before its feed-forward projections.
@@ -113,3 +112,68 @@ def test_what_can_not_be_combined_is_refused(tmp_path: Path) -> None:
     save_tiny(tmp_path / "llama", "llama")
     with pytest.raises(InputError, match="takes one device, and no storage"):
         load(str(tmp_path / "llama"), arithmetic="w8a8", storage="int8")
+
+
+def struck(part: Int8Linear, inputs: torch.Tensor, places: list[tuple[int, int, int]], amount: int) -> torch.Tensor:
+    def strike(_: object, __: object, sums: torch.Tensor) -> None:
+        sums[tuple(torch.tensor(places).unbind(1))] += amount
+
+    hook = part.accumulator.register_forward_hook(strike)
+    outputs = part(inputs)
+    hook.remove()
+    return outputs
+
+
+def test_outputs_quantised_again_lie_on_the_grid_of_the_fault_free_outputs_and_saturate() -> None:
+    # Two components, interleaved in blocks of 3 and 5 channels; a third of 4 stays as it is.
+    again = (Rows(0, 3, 12), Rows(3, 5, 12))
+    weight, bias, inputs = drawn(1, 24, 16), drawn(2, 24), drawn(3, 4, 5, 16)
+    plain = Int8Linear(weight, bias, torch.ones(16))
+    part = Int8Linear(weight, bias, torch.ones(16), again)
+    clean, places = plain(inputs), [(1, 2, 4), (1, 2, 9), (3, 0, 14)]
+    channels = np.arange(24) % 12
+    first, second, third = channels < 3, (channels >= 3) & (channels < 8), channels >= 8
+    expected = clean.clone()
+    for own in (first, second):
+        scale = clean[..., own].abs().amax(-1, keepdim=True) / 127
+        expected[..., own] = torch.round(clean[..., own] / scale).clamp(-127, 127) * scale
+    assert torch.equal(part(inputs), expected)
+    assert not torch.equal(expected[..., first], clean[..., first])
+    for amount in (2**28, -(2**28)):
+        faulty = struck(part, inputs, places, amount)
+        changed = (faulty != expected).nonzero().tolist()
+        assert changed == [list(place) for place in places]
+        # Channels 4 and 14 are of groups quantised again: they reach the group's largest size, and no further.
+        for row, token, channel in (places[0], places[2]):
+            own = second if channel % 12 >= 3 else first
+            largest = clean[row, token, own].abs().max()
+            torch.testing.assert_close(faulty[row, token, channel], largest * np.sign(amount))
+        assert third[9]
+        assert faulty[1, 2, 9] == struck(plain, inputs, places, amount)[1, 2, 9]
+        assert faulty[1, 2, 9].abs() > 1000
+
+
+@pytest.mark.parametrize(
+    ("family", "again"),
+    [
+        ("llama", {"q": 1, "k": 1, "v": 1, "gate": 1, "up": 1}),
+        ("phi3", {"q": 3, "gate": 2}),
+        ("opt", {"q": 1, "k": 1, "v": 1, "fc1": 1}),
+        ("gpt_neox", {"q": 3, "fc1": 1}),
+    ],
+)
+def test_outputs_of_some_components_are_quantised_again(tmp_path: Path, family: str, again: dict[str, int]) -> None:
+    """A module of several components has a group for each."""
+    save_tiny(tmp_path / family, family)
+    model = load(str(tmp_path / family), arithmetic="w8a8-requantised")
+    first = {site.module: site.component for site in reversed(model.components.outputs) if site.layer == 0}
+    parts = {name: model.module.get_submodule(name) for name in first}
+    found = {first[name]: len(part._again) for name, part in parts.items() if isinstance(part, Int8Linear)}
+    assert {component: count for component, count in found.items() if count} == again
+    assert {"o"} < found.keys() - again.keys()
+
+
+def test_a_fused_kernel_is_refused(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "llama", "llama")
+    with pytest.raises(InputError, match='leave attention = "sdpa" out'):
+        load(str(tmp_path / "llama"), attention="sdpa", arithmetic="w8a8")

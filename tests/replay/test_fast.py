@@ -13,7 +13,7 @@ from small_tasks import ITEMS, cloze, generation
 
 from aftershock.errors import ContractError
 from aftershock.faults import Fault, Selection, parse_faults, sample_faults, select
-from aftershock.models import LoadedModel, align, load, model_hash
+from aftershock.models import Arithmetic, LoadedModel, align, load, model_hash
 from aftershock.numerics import words
 from aftershock.replay import (
     Batch,
@@ -251,11 +251,21 @@ def test_a_bias_and_the_sum_before_it_are_struck_together(tmp_path: Path) -> Non
     assert disagreements(model, jobs, IN_COMPANY)[0] == []
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_faults_in_accumulators_agree_too(tmp_path: Path, family: str, dtype: torch.dtype) -> None:
-    model = load(str(save_tiny(tmp_path / family, family)), dtype, arithmetic="w8a8")
-    chosen = Selection(sites=("accumulator",), bits=(14, 22, 30))
+@pytest.mark.parametrize(
+    ("family", "dtype", "arithmetic", "components"),
+    [
+        ("llama", torch.float32, "w8a8", ()),
+        ("gpt2", torch.bfloat16, "w8a8-requantised", ()),
+        ("llama", torch.bfloat16, "w8a8", ("qk", "sv")),
+        # One of its layers slides.
+        ("gemma3", torch.float32, "w8a8-requantised", ("qk", "sv")),
+    ],
+)
+def test_faults_in_accumulators_agree_too(
+    tmp_path: Path, family: str, dtype: torch.dtype, arithmetic: Arithmetic, components: tuple[str, ...]
+) -> None:
+    model = load(str(save_tiny(tmp_path / family, family)), dtype, arithmetic=arithmetic)
+    chosen = Selection(sites=("accumulator",), bits=(14, 22, 30), components=components)
     population, batches = select(chosen, model.components), batches_of(model)
     jobs = []
     for number in range(40):

@@ -27,6 +27,7 @@ QUESTIONS = (
     ("generation", "arithmetic", "Tom has 3 apples and buys 4 more. How many?", "He has 7 apples now.", "7"),
     ("generation", "deutsch", "Nenne drei Farben.", "Rot, Grün und Blau.", None),
 )
+PASSES = {"prefill": "at prefill:0.5", "first_token": "at first_token", "decode": "at decode:2"}
 BROKEN = ("the the the the the the the the", "He has 12 apples now.", "<script>alert(1)</script> & so on", "…\u202e|x|")
 
 
@@ -42,6 +43,7 @@ def golden_records(count: int) -> tuple[GoldenRecord, ...]:
             reference=reference,
             right=None if reference is None else number % 8 != 1,
             score=0.5,
+            chance=0.25 if kind == "choice" else 0.0,
         )
         for number in range(count)
         for kind, group, prompt, output, reference in (QUESTIONS[number % len(QUESTIONS)],)
@@ -92,7 +94,7 @@ def trial_record(number: int, golden: tuple[GoldenRecord, ...], traced: bool) ->
     items = random.choice(len(golden), min(8, len(golden)), replace=False)
     found = outcomes(harm, len(items), random)
     place = f"activation {tensor}[5]" if activation else f"weight {tensor}.weight[3,5]"
-    line = f"{place} flip {bit} " + (f"at {stage}" if activation else "always")
+    line = f"{place} flip {bit} " + (PASSES[stage] if activation else "always")
     return TrialRecord(
         trial=number,
         faults=(line,),

@@ -114,3 +114,18 @@ def test_bits_of_packed_words_are_shown_by_field_and_those_of_sums_by_place(stor
     sums = drawn(stored, with_labels(site="accumulator", bits=(30,), bit_class="integer"))["bit"]
     assert "int32" in sums.reading
     assert {(row["bit"], row["bit_class"]) for row in rows_of(sums.spec) if "bit" in row} == {(30, "integer")}
+
+
+def test_experts_are_charted_by_how_often_they_are_chosen(stored):
+    uses = [0.0, 0.05, 0.31, 0.31, 1.0]
+    trials = tuple(
+        trial.model_copy(update={"component": "expert", "expert": 3, "expert_use": use})
+        for trial, use in zip(stored.trials, uses, strict=False)
+    )
+    rows = [row for row in rows_of(drawn(stored, (*trials, *stored.trials[5:9]))["use"].spec) if "site" in row]
+    assert {row["use"]: row["n"] for row in rows if row["site"] == "all"} == {
+        "never": 1,
+        "0.0 to 0.1": 1,
+        "0.3 to 0.4": 2,
+        "0.9 to 1.0": 1,
+    }

@@ -28,7 +28,16 @@ LINES = (
 
 def golden(kind: str) -> GoldenRecord:
     return GoldenRecord(
-        item="a", kind=kind, group="g", prompt="p", options=(), output="text", reference=None, right=None, score=0.0
+        item="a",
+        kind=kind,
+        group="g",
+        prompt="p",
+        options=(),
+        output="text",
+        reference=None,
+        right=None,
+        score=0.0,
+        chance=0.0,
     )
 
 

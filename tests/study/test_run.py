@@ -315,9 +315,9 @@ def test_accumulators_are_studied_apart(folder):
         make_plan(tiny_settings(folder, faults={"sites": ["accumulator"]}))
 
 
-@pytest.mark.parametrize("sites", [["accumulator"], ["score", "head_output"], ["key", "probability"]])
+@pytest.mark.parametrize("sites", [["accumulator"], ["score", "head_output"], ["key", "probability"], ["stored"]])
 def test_strata_of_every_kind_of_site_bear_their_trials_labels(folder, tmp_path, sites):
-    model = {"arithmetic": "w8a8"} if sites == ["accumulator"] else {}
+    model = {"accumulator": {"arithmetic": "w8a8"}, "stored": {"storage": "int8"}}.get(sites[0], {})
     faults = {"sites": sites, "components": ["o", "qk", "sv", "softmax", "kv"], "bits": [3, 30, 31]}
     run = {"plan": "neyman", "trials": 120, "strata": ["site", "bit_class"], "noise": 2, "items_per_fault": 2}
     plan = make_plan(tiny_settings(folder, model=model, faults=faults, run=run))
@@ -328,10 +328,22 @@ def test_strata_of_every_kind_of_site_bear_their_trials_labels(folder, tmp_path,
         assert trial.place.stratum.name == f"{label.site} {label.bit_class}"
 
 
-def test_stored_words_are_not_cut_into_strata(folder):
-    tables = {"model": {"storage": "int8"}, "faults": {"sites": ["stored"]}, "run": {"plan": "neyman", "trials": 300}}
-    with pytest.raises(InputError, match="stored words are not cut into strata"):
-        make_plan(tiny_settings(folder, **tables))
+def test_a_stratified_study_of_stored_words(folder, tmp_path):
+    faults = {"sites": ["stored"], "weight_trigger": "transient", "components": ["q", "down"]}
+    run = {"plan": "neyman", "strata": ["bit_class", "stage"], "trials": 50, "pilot": 30, "audit": 1.0}
+    tables = {"model": {"storage": "int4", "dtype": "bfloat16"}, "faults": faults, "run": run}
+    study = run_study(make_plan(tiny_settings(folder, **tables)), tmp_path / "study")
+    assert {trial.round for trial in study.trials} == {0, 1}
+    assert all(trial.stratum == f"{trial.bit_class} {trial.stage}" for trial in study.trials)
+    assert {trial.bit_class for trial in study.trials} == {
+        "quant",
+        "zero",
+        "scale sign",
+        "scale exponent",
+        "scale mantissa",
+    }
+    assert study.audits
+    assert all(study.audits.values())
 
 
 def test_an_unknown_storage_is_refused(folder):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aftershock.errors import InputError
-from aftershock.study import StudySettings, check_settings, read_settings, to_toml
+from aftershock.study import StudySettings, check_settings, expand, is_campaign, read_settings, to_toml
 
 
 @given(
@@ -63,4 +63,6 @@ def test_defaults_are_a_whole_study():
     "file", sorted((Path(__file__).resolve().parents[2] / "studies").glob("*.toml")), ids=lambda file: file.name
 )
 def test_every_study_file_that_comes_along_is_one(file):
-    assert check_settings(read_settings(file), str(file)).sweep
+    tables = read_settings(file)
+    studies = expand(tables, str(file)) if is_campaign(tables) else [(file.stem, tables)]
+    assert all(check_settings(own, f"{file}, study {name}").trials for name, own in studies)

@@ -73,7 +73,7 @@ def test_max_new_tokens_changes_generation_alone():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("task.csv", b"a,b", "give `probe`, a .jsonl file or a .txt file"),
+        ("task.csv", b"a,b", "give `probe`, a .jsonl file, a .txt file or lm_eval:NAME"),
         ("task.jsonl", b"\n\n", "is empty"),
         ("task.txt", b"  \n", "is empty"),
         ("task.txt", b"ab\xff", r"not UTF-8 text \(byte 2\)"),

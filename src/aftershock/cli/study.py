@@ -20,7 +20,13 @@ def command(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the records and the report.")] = None,
     model: Annotated[str | None, typer.Option(help="demo:NAME, a folder, a .gguf file, or a hub id.")] = None,
-    task: Annotated[str | None, typer.Option(help="`probe`, or the path of a .jsonl or .txt task.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="`probe`, the path of a .jsonl or .txt task, or lm_eval:NAME.")
+    ] = None,
+    unsafe_code: Annotated[
+        bool,
+        typer.Option("--unsafe-code", help="Run what the model writes even where this machine can't isolate it."),
+    ] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, cuda:0,cuda:1, auto.")] = None,
     faults: Annotated[Path | None, typer.Option(help="Your own faults, one trial a line, see docs/faults.md.")] = None,
@@ -54,12 +60,14 @@ def command(
     json: Json = False,
 ) -> int:
     """Put faults into a model, run a task, and report what became of the answers."""
+    from aftershock.cli import campaign
     from aftershock.errors import ContractError
     from aftershock.replay import FastExecutor, ReferenceExecutor
     from aftershock.report import write_report
     from aftershock.study import (
         advise,
         estimate_seconds,
+        is_campaign,
         load_study,
         make_plan,
         outlook,
@@ -70,15 +78,25 @@ def command(
 
     options: dict[str, dict[str, Any]] = {
         "model": {"spec": model, "dtype": dtype, "device": device},
-        "task": {"spec": task},
+        "task": {"spec": task, "unsafe_code": unsafe_code or None},
         "search": {"values": search},
         "run": {"trials": trials, "until": until, "seed": seed},
     }
-    settings = _settings(study, options, faults)
+    tables = _tables(study)
+    if is_campaign(tables):
+        slow = None if executor == "fast" else executor
+        campaign.only_plain(faults=faults, search=search, pilot=pilot, ray=ray, executor=slow)
+        found = campaign.members(tables, str(study), options)
+        if dry_run:
+            campaign.plan_campaign(found, json)
+            return 0
+        campaign.carry_out(found, _given(out), resume=resume, workers=workers or 1, json=json)
+        return 0
+    settings = _settings(tables, study or "the command line", options, faults)
     if pilot is not None and not dry_run:
         raise typer.BadParameter("advice from a pilot is given with --dry-run", param_hint="--pilot")
-    if out is None and not dry_run:
-        raise typer.BadParameter("give a folder for the records and the report", param_hint="--out")
+    if not dry_run:
+        out = _given(out)
     if ray is not None:
         require_ray()
     plan = make_plan(settings, say)
@@ -123,21 +141,29 @@ def _show(result: "Outlook | Summary", json: bool) -> None:
         console.print(result.text(), soft_wrap=True, markup=False)
 
 
-def _settings(study: str | None, options: dict[str, dict[str, Any]], faults: Path | None) -> Any:
-    """Settings of the file, overridden by what was given on the command line."""
-    from aftershock.faults import format_faults, read_faults
-    from aftershock.study import check_settings, read_settings
+def _given(out: Path | None) -> Path:
+    if out is None:
+        raise typer.BadParameter("give a folder for the records and the report", param_hint="--out")
+    return out
 
-    source = study or "the command line"
-    if study == DEMO:
-        tables = read_settings(Path(str(files("aftershock.study") / "demo.toml")))
-    else:
-        tables = {} if study is None else read_settings(Path(study))
+
+def _tables(study: str | None) -> dict[str, Any]:
+    """The tables of the study file; of `demo`, the one that comes with the package."""
+    from aftershock.study import read_settings
+
+    if study is None:
+        return {}
+    return read_settings(Path(str(files("aftershock.study") / "demo.toml")) if study == DEMO else Path(study))
+
+
+def _settings(tables: dict[str, Any], source: str, options: dict[str, dict[str, Any]], faults: Path | None) -> Any:
+    """Settings of the file, overridden by what was given on the command line."""
+    from aftershock.cli.campaign import overridden
+    from aftershock.faults import format_faults, read_faults
+    from aftershock.study import check_settings
+
     check_settings(tables, source)
-    for table, values in options.items():
-        given = {key: value for key, value in values.items() if value is not None}
-        if given:
-            tables[table] = {**tables.get(table, {}), **given}
+    tables = overridden(tables, options)
     if options["search"]["values"] is not None:
         tables["faults"] = {"sites": ["weight"], **tables.get("faults", {})}
     if faults is not None:

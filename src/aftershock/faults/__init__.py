@@ -1,25 +1,10 @@
 """Describe, print, parse, check and draw faults: Fault = Site x Corruption x Trigger."""
 
 from aftershock.faults.catalogue import CATALOGUE, FaultModel
+from aftershock.faults.corruption import Add, Corruption, Drawn, Flip, Replace, StuckAt, bits_of
 from aftershock.faults.draws import distinct
-from aftershock.faults.fault import (
-    ALWAYS,
-    ActivationSite,
-    Add,
-    CachedSite,
-    Corruption,
-    Entry,
-    Fault,
-    Flip,
-    HeadValueSite,
-    Replace,
-    Site,
-    StoredWordSite,
-    StuckAt,
-    Trigger,
-    WeightSite,
-    pass_name,
-)
+from aftershock.faults.experts import by_expert
+from aftershock.faults.fault import Fault
 from aftershock.faults.grammar import (
     GRAMMAR,
     format_faults,
@@ -28,12 +13,26 @@ from aftershock.faults.grammar import (
     parse_trigger,
     read_faults,
 )
+from aftershock.faults.moments import ALWAYS, Entry, Trigger, pass_name
+from aftershock.faults.parts import StratumKey
 from aftershock.faults.places import cache_site, head_site, key_of, output_site, parameter_site, site_of, stored_site
 from aftershock.faults.resolve import Labels, check, column_of, labels, site_kind, splits
 from aftershock.faults.sample import sample_faults
+from aftershock.faults.scatter import Places, TokenScatter, every, joined, scattered_weights
 from aftershock.faults.selection import MAKES_SCORES, Population, Selection, parse_layers, select
+from aftershock.faults.sites import (
+    ActivationSite,
+    CachedSite,
+    HeadValueSite,
+    Scatter,
+    ScatteredOutput,
+    ScatteredWeights,
+    Site,
+    StoredWordSite,
+    WeightSite,
+)
 from aftershock.faults.stored import Element, StoredChange, armed, element_faults, stored_changes
-from aftershock.faults.strata import Cell, Stratum, StratumKey, cell_faults, stratify
+from aftershock.faults.strata import Cell, Stratum, cell_faults, stratify
 from aftershock.faults.sweep import combinations, sweep_name, sweep_value, swept
 
 __all__ = [
@@ -46,6 +45,7 @@ __all__ = [
     "CachedSite",
     "Cell",
     "Corruption",
+    "Drawn",
     "Element",
     "Entry",
     "Fault",
@@ -53,8 +53,12 @@ __all__ = [
     "Flip",
     "HeadValueSite",
     "Labels",
+    "Places",
     "Population",
     "Replace",
+    "Scatter",
+    "ScatteredOutput",
+    "ScatteredWeights",
     "Selection",
     "Site",
     "StoredChange",
@@ -62,9 +66,12 @@ __all__ = [
     "Stratum",
     "StratumKey",
     "StuckAt",
+    "TokenScatter",
     "Trigger",
     "WeightSite",
     "armed",
+    "bits_of",
+    "by_expert",
     "cache_site",
     "cell_faults",
     "check",
@@ -72,8 +79,10 @@ __all__ = [
     "combinations",
     "distinct",
     "element_faults",
+    "every",
     "format_faults",
     "head_site",
+    "joined",
     "key_of",
     "labels",
     "output_site",
@@ -85,6 +94,7 @@ __all__ = [
     "pass_name",
     "read_faults",
     "sample_faults",
+    "scattered_weights",
     "select",
     "site_kind",
     "site_of",

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from aftershock.errors import InputError
-from aftershock.faults.fault import Add, Corruption, Flip, Replace, StuckAt, Trigger
+from aftershock.faults.corruption import Add, Corruption, Flip, Replace, StuckAt
 from aftershock.faults.grammar import parse_trigger
-from aftershock.faults.selection import TRANSIENT, PopulationSite, Selection, StageName
-from aftershock.models import FIRST_TOKEN, PREFILL, StoredSite, decode
+from aftershock.faults.moments import Trigger
+from aftershock.faults.selection import LASTING, TRANSIENT, PopulationSite, Selection, StageName
+from aftershock.models import FIRST_TOKEN, PREFILL, ExpertSite, StoredSite, decode
 from aftershock.numerics import NumberFormat
 
 
@@ -42,6 +43,8 @@ def draw_placements(
         raise InputError(f"{count} faults do not fit in the {ends[-1]} values selected: lower count")
     if selection.draw == "uniform":
         return split_positions(distinct(random, int(ends[-1]), count), ends, sizes)
+    if selection.draw == "by_use":
+        return _by_use(sites, sizes, count, random)
     groups: dict[object, list[int]] = {}
     for number, site in enumerate(sites):
         tensor = site.parameter if isinstance(site, StoredSite) else site
@@ -54,6 +57,23 @@ def draw_placements(
         position = random.integers(group_ends[-1], size=1)
         part, within = split_positions(position, group_ends, sizes[group])
         chosen[int(group[part[0]]), int(within[0])] = None
+    drawn = np.array(list(chosen), dtype=np.int64)
+    return drawn[:, 0], drawn[:, 1]
+
+
+def _by_use(
+    sites: Sequence[PopulationSite], sizes: np.ndarray, count: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Placements in weights of experts, each in proportion to its expert's use."""
+    used = np.array([site.use if isinstance(site, ExpertSite) else 0.0 for site in sites])
+    if count > sizes[used > 0].sum():
+        raise InputError(f"{count} faults do not fit in the experts that the task's tokens choose: lower count")
+    chances = used * sizes
+    ends = np.cumsum(chances / chances.sum())
+    chosen: dict[tuple[int, int], None] = {}
+    while len(chosen) < count:
+        part = min(int(np.searchsorted(ends, random.random(), side="right")), len(ends) - 1)
+        chosen[part, int(random.integers(sizes[part]))] = None
     drawn = np.array(list(chosen), dtype=np.int64)
     return drawn[:, 0], drawn[:, 1]
 
@@ -119,6 +139,11 @@ def bits_of_word(selection: Selection, positions: Sequence[int], random: np.rand
     return tuple(inside[random.integers(len(inside))])
 
 
+def stored_bits(selection: Selection, site: StoredSite) -> list[int]:
+    """The selected bits that the words of a field have."""
+    return [bit for bit in sorted(set(selection.bits)) or range(site.bits) if bit < site.bits]
+
+
 def bit_corruption(selection: Selection, bits: tuple[int, ...]) -> Corruption:
     """The selection's corruption of some bits."""
     if selection.corruption == "flip":
@@ -155,11 +180,11 @@ def draw_pass(stage: str, selection: Selection, decode_passes: int, random: np.r
 
 def weight_trigger_of(selection: Selection, decode_passes: int, random: np.random.Generator) -> Trigger:
     """When a weight fault is there."""
-    if selection.weight_trigger != TRANSIENT:
+    if selection.weight_trigger not in (TRANSIENT, LASTING):
         return parse_trigger(selection.weight_trigger)
     stage = draw_stage(selection.stages, selection, decode_passes, random)
     first = draw_pass(stage, selection, decode_passes, random)
-    return Trigger(first, first + 1)
+    return Trigger(first, None if selection.weight_trigger == LASTING else first + 1)
 
 
 def moment_of(stage: str, selection: Selection, decode_passes: int, random: np.random.Generator) -> Trigger:

@@ -5,46 +5,52 @@ from pathlib import Path
 from typing import get_args
 
 from aftershock.errors import InputError
-from aftershock.faults.fault import (
-    ALWAYS,
+from aftershock.faults.corruption import Add, Corruption, Drawn, Flip, Replace, StuckAt
+from aftershock.faults.fault import Fault
+from aftershock.faults.moments import ALWAYS, Entry, Trigger
+from aftershock.faults.sites import (
     ActivationSite,
-    Add,
     CachedSite,
-    Corruption,
-    Entry,
-    Fault,
-    Flip,
     HeadValueSite,
-    Replace,
+    Scatter,
+    ScatteredOutput,
+    ScatteredWeights,
     Site,
     StoredWordSite,
-    StuckAt,
-    Trigger,
     WeightSite,
 )
-from aftershock.models import FIRST_TOKEN, PREFILL, HeadPart, decode
+from aftershock.models import BY_CHANNEL, FIRST_TOKEN, PREFILL, HeadPart, decode
 
 _SHARE = r"(?:\d*\.\d+(?:e-?\d+)?|\d+e-\d+)"
+_REST = r"(?P<corruption>flip|stuck-at-0|stuck-at-1|replace|add) (?P<amount>\S+)(?: (?P<trigger>\S.*))?"
 _LINE = re.compile(
-    r"(?P<kind>weight|activation|key|value|score|probability|head_output|stored) "
+    rf"(?P<kind>weight|activation|key|value|{'|'.join(get_args(HeadPart))}|stored) "
     rf"(?P<name>[^\s\[\]]+)\[(?P<index>\d+(?:,\d+)*)(?:,(?P<share>{_SHARE}))?\] "
-    r"(?:of (?P<entry>\S+) )?"
-    r"(?P<corruption>flip|stuck-at-0|stuck-at-1|replace|add) (?P<amount>\S+)(?: (?P<trigger>\S.*))?"
+    r"(?:of (?P<entry>\S+) )?" + _REST
+)
+_SCATTERED = re.compile(
+    r"scattered (?P<kind>weight|activation) (?P<name>[^\s\[\]]+) (?:of (?P<component>\S+) )?"
+    r"(?P<measure>rate|count) (?P<many>\S+) key (?P<key>\d+) " + _REST
 )
 _PASS = r"(prefill|first_token|decode:\d+)"
 _TOKEN = rf"prefill:(\d+|{_SHARE})"
 _JOIN = " & "
 _HEAD_PARTS: dict[str, HeadPart] = {part: part for part in get_args(HeadPart)}
 
+_UNIFORM = re.compile(r"uniform\[([^\[\],]+),([^\[\],]+)\]")
+
 GRAMMAR = """\
 FAULT      = SITE CORRUPTION [TRIGGER]
 SITE       = "weight" PARAMETER "[" i,j,... "]"  |  "activation" MODULE "[" channel "]"
            | ("key" | "value") ATTENTION "[" head,channel "] of" ENTRY
-           | ("score" | "probability") ATTENTION "[" head,KEY "]"  |  "head_output" ATTENTION "[" head,channel "]"
+           | ("score" | "probability" | "qk_accumulator") ATTENTION "[" head,KEY "]"
+           | ("head_output" | "sv_accumulator") ATTENTION "[" head,channel "]"
            | "stored" PARAMETER "." FIELD "[" row,number "]"   (FIELD: quant, scale, min, zero, block_scale, block_min)
+           | "scattered" ("weight" PARAMETER | "activation" MODULE) ["of" COMPONENT] ("rate" CHANCE | "count" n) "key" n
 ENTRY      = "prefill:" TOKEN | "first_token" | "decode:" n   (the token whose key or value it is)
 CORRUPTION = "flip" BITS | "stuck-at-0" BITS | "stuck-at-1" BITS | "replace" NUMBER | "add" NUMBER
-BITS       = b,b,...   (0 is the least significant)
+           | ("replace" | "add") "uniform[" NUMBER,NUMBER "]"   (of scattered sets: drawn anew for each value)
+BITS       = b,b,... | b-b   (0 is the least significant)
 TRIGGER    = "always" | "at" PASS | "at prefill:" TOKEN | "during" STAGE | "from" PASS ["to" PASS]
 PASS       = "prefill" | "first_token" | "decode:" n   (n from 1)
 STAGE      = "prefill" | "first_token" | "decode"
@@ -53,25 +59,41 @@ KEY        = n  (from the prompt's first token)  |  0.xx  (share of the tokens t
 """
 
 
+LONGEST = 1000
+"""Characters of the longest line of one fault."""
+
+
 def parse_fault(text: str) -> Fault:
     """The fault that prints as `text`. Raises InputError that says which part can't be read."""
-    match = _LINE.fullmatch(" ".join(text.split()))
-    if match is None:
+    line = " ".join(text.split())
+    scattered = _SCATTERED.fullmatch(line)
+    match = scattered or _LINE.fullmatch(line)
+    if match is None or len(line) > LONGEST:
         raise InputError(
             f"fault {text.strip()!r} can't be read: write SITE CORRUPTION TRIGGER, for example "
             "'weight model.norm.weight[3] flip 14 always'"
         )
-    site = _site(match, tuple(map(int, match["index"].split(","))), text)
+    site = _scattered_site(match, text) if scattered else _site(match, text)
     trigger = ALWAYS if match["trigger"] is None else parse_trigger(match["trigger"])
     return Fault(site, _corruption(match["corruption"], match["amount"], text), trigger)
 
 
-def _site(match: re.Match[str], index: tuple[int, ...], text: str) -> Site:
+def _scattered_site(match: re.Match[str], text: str) -> Site:
+    try:
+        amount = float(match["many"]) if match["measure"] == "rate" else int(match["many"])
+    except ValueError:
+        raise InputError(f"fault {text.strip()!r}: {match['measure']} {match['many']} is no number") from None
+    kind = ScatteredWeights if match["kind"] == "weight" else ScatteredOutput
+    return kind(match["name"], match["component"], Scatter(amount, int(match["key"])))
+
+
+def _site(match: re.Match[str], text: str) -> Site:
+    index = tuple(map(int, match["index"].split(",")))
     kind, name, entry, share = match["kind"], match["name"], match["entry"], match["share"]
     if kind in _HEAD_PARTS:
         place = float(share) if share else index[-1]
         if len(index) + bool(share) != 2 or entry is not None:
-            second = "channel" if kind == "head_output" else "key"
+            second = "channel" if kind in BY_CHANNEL else "key"
             raise InputError(
                 f"fault {text.strip()!r}: a {kind} has two indices, its head and its {second}, and its token in the "
                 f"trigger: write '{kind} {name}[0,3] flip 14 at prefill:0.5'"
@@ -104,16 +126,28 @@ def _site(match: re.Match[str], index: tuple[int, ...], text: str) -> Site:
 
 
 def _corruption(name: str, amount: str, text: str) -> Corruption:
+    whole_value = name in ("replace", "add")
+    uniform = _UNIFORM.fullmatch(amount) if whole_value else None
     try:
-        if name in ("replace", "add"):
-            return Replace(float(amount)) if name == "replace" else Add(float(amount))
-        bits = tuple(sorted(map(int, amount.split(","))))
+        numbers = [float(number) for number in (uniform.groups() if uniform else [amount])] if whole_value else []
+        bits = () if whole_value else tuple(sorted(bit for part in amount.split(",") for bit in _bits(part)))
     except ValueError:
-        wanted = "a number" if name in ("replace", "add") else "bit positions such as 3,14"
+        wanted = "a number" if whole_value else "bit positions such as 3,14"
         raise InputError(f"fault {text.strip()!r}: {name} takes {wanted}, not {amount!r}") from None
+    if uniform:
+        return Drawn("replace" if name == "replace" else "add", *numbers)
+    if whole_value:
+        return Replace(*numbers) if name == "replace" else Add(*numbers)
     if name == "flip":
         return Flip(bits)
     return StuckAt(bits, 1 if name.endswith("1") else 0)
+
+
+def _bits(part: str) -> range:
+    low, _, high = part.partition("-")
+    if len(high or low) > 3:
+        raise ValueError("no word has so many bits")
+    return range(int(low), int(high or low) + 1)
 
 
 def parse_trigger(text: str) -> Trigger:

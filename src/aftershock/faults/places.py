@@ -1,20 +1,24 @@
 """Find the part of a model that a fault names. Each function raises InputError when the model has no such place."""
 
 from difflib import get_close_matches
+from typing import TypeVar
 
 import numpy as np
 
 from aftershock.errors import InputError
-from aftershock.faults.fault import (
+from aftershock.faults.fault import Fault
+from aftershock.faults.sites import (
     ActivationSite,
     CachedSite,
-    Fault,
     HeadValueSite,
+    ScatteredOutput,
+    ScatteredWeights,
     StoredWordSite,
     WeightSite,
 )
-from aftershock.models import CacheSite, ComponentMap, HeadSite, OutputSite, ParameterSite, StoredSite
+from aftershock.models import BY_CHANNEL, CacheSite, ComponentMap, HeadSite, OutputSite, ParameterSite, StoredSite
 
+T = TypeVar("T", ParameterSite, OutputSite)
 Place = ParameterSite | OutputSite | CacheSite | HeadSite | StoredSite
 """A part of a model in which faults lie."""
 
@@ -22,13 +26,15 @@ Place = ParameterSite | OutputSite | CacheSite | HeadSite | StoredSite
 def parameter_site(fault: Fault, components: ComponentMap) -> ParameterSite:
     """The parameter share that a weight fault lies in. Raises InputError when the model has no such element."""
     site = fault.site
-    assert isinstance(site, WeightSite)
+    assert isinstance(site, WeightSite | ScatteredWeights)
     candidates = [part for part in components.parameters if part.name == site.parameter]
     if not candidates:
         raise InputError(
             f"fault '{fault}': {components.architecture} has no parameter {site.parameter}"
             + _suggestion(site.parameter, [part.name for part in components.parameters])
         )
+    if isinstance(site, ScatteredWeights):
+        return _share(fault, site.parameter, site.component, candidates)
     shape = candidates[0].stored_shape
     if len(site.index) != len(shape) or any(not 0 <= i < n for i, n in zip(site.index, shape, strict=True)):
         raise InputError(
@@ -40,17 +46,29 @@ def parameter_site(fault: Fault, components: ComponentMap) -> ParameterSite:
 def output_site(fault: Fault, components: ComponentMap) -> OutputSite:
     """The output share that an activation fault lies in. Raises InputError when the model has no such channel."""
     site = fault.site
-    assert isinstance(site, ActivationSite)
-    known = (*components.outputs, *components.accumulators)
+    assert isinstance(site, ActivationSite | ScatteredOutput)
+    sums = [part for part in components.accumulators if isinstance(part, OutputSite)]
+    known = (*components.outputs, *sums)
     candidates = [part for part in known if part.module == site.module]
     if not candidates:
         raise InputError(
             f"fault '{fault}': {components.architecture} has no mapped output {site.module}"
             + _suggestion(site.module, [part.module for part in known])
         )
+    if isinstance(site, ScatteredOutput):
+        return _share(fault, site.module, site.component, candidates)
     if not 0 <= site.channel < candidates[0].channels:
         raise InputError(f"fault '{fault}': {site.module} has {candidates[0].channels} channels, numbered from 0")
     return next(part for part in candidates if part.rows.contains(np.array(site.channel)))
+
+
+def _share(fault: Fault, name: str, component: str | None, parts: list[T]) -> T:
+    """The one of a tensor's shares that a scattered set lies in."""
+    found = [part for part in parts if component in (None, part.component)]
+    if len(found) == 1:
+        return found[0]
+    choice = ", ".join(f"'{name} of {part.component}'" for part in parts)
+    raise InputError(f"fault '{fault}': {name} is that of {', '.join(p.component for p in parts)}: write {choice}")
 
 
 def cache_site(fault: Fault, components: ComponentMap) -> CacheSite:
@@ -81,13 +99,17 @@ def head_site(fault: Fault, components: ComponentMap) -> HeadSite:
             f"fault '{fault}': {components.architecture} has no attention {site.module}"
             + _suggestion(site.module, list(attentions))
         )
-    part = next((part for part in components.heads if (part.module, part.part) == (site.module, site.part)), None)
+    sums = [part for part in components.accumulators if isinstance(part, HeadSite)]
+    made = (*components.heads, *sums)
+    part = next((part for part in made if (part.module, part.part) == (site.module, site.part)), None)
     if part is None:
+        summed = site.part.endswith("accumulator")
+        why, how = ("floating-point arithmetic", "arithmetic") if summed else ("a fused attention kernel", "attention")
+        value = "w8a8" if summed else "eager"
         raise InputError(
-            f"fault '{fault}': a fused attention kernel makes no {site.part} that could be struck: load the model with "
-            'attention = "eager"'
+            f"fault '{fault}': {why} makes no {site.part} that could be struck: load the model with {how} = \"{value}\""
         )
-    channels = part.channels if site.part == "head_output" else None
+    channels = part.channels if site.part in BY_CHANNEL else None
     if not 0 <= site.head < part.heads or (channels is not None and not 0 <= site.place < channels):
         of_channels = "" if channels is None else f" of {channels} channels"
         raise InputError(f"fault '{fault}': {site.module} has {part.heads} heads{of_channels}, numbered from 0")
@@ -127,7 +149,7 @@ def stored_site(fault: Fault, components: ComponentMap) -> StoredSite:
 def site_of(fault: Fault, components: ComponentMap) -> Place:
     """The part of the model that a fault lies in. Raises InputError when the model has no such place."""
     match fault.site:
-        case WeightSite():
+        case WeightSite() | ScatteredWeights():
             return parameter_site(fault, components)
         case CachedSite():
             return cache_site(fault, components)
@@ -135,7 +157,7 @@ def site_of(fault: Fault, components: ComponentMap) -> Place:
             return head_site(fault, components)
         case StoredWordSite():
             return stored_site(fault, components)
-        case ActivationSite():
+        case ActivationSite() | ScatteredOutput():
             return output_site(fault, components)
 
 

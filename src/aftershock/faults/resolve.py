@@ -3,20 +3,22 @@
 from dataclasses import astuple, dataclass
 
 from aftershock.errors import InputError
-from aftershock.faults.fault import (
+from aftershock.faults.corruption import Add, Drawn, Flip, Replace, StuckAt, bits_of
+from aftershock.faults.experts import expert_of
+from aftershock.faults.fault import Fault
+from aftershock.faults.moments import Entry
+from aftershock.faults.places import Place, site_of
+from aftershock.faults.sites import (
     ActivationSite,
     CachedSite,
-    Entry,
-    Fault,
-    Flip,
     HeadValueSite,
-    Replace,
+    ScatteredOutput,
+    ScatteredWeights,
     StoredWordSite,
-    StuckAt,
     WeightSite,
 )
-from aftershock.faults.places import Place, site_of
 from aftershock.models import (
+    FIRST_TOKEN,
     PREFILL,
     Block,
     ComponentMap,
@@ -32,7 +34,8 @@ SEVERAL = "several"
 class Labels:
     """What a fault is, in the words reports group by; `several` (or None) where a set disagrees.
 
-    `stage` is the stage of a transient fault, of the token for a word of the cache, else `persistent`.
+    `stage` is the stage of a transient fault, of the token for a word of the cache, else `persistent`; `expert` the
+    number of the expert whose weights are struck, in its layer.
     """
 
     site: str
@@ -41,6 +44,7 @@ class Labels:
     bits: tuple[int, ...]
     bit_class: str
     stage: str
+    expert: int | None = None
 
 
 def check(fault: Fault, components: ComponentMap, number_format: NumberFormat) -> None:
@@ -49,7 +53,7 @@ def check(fault: Fault, components: ComponentMap, number_format: NumberFormat) -
     if isinstance(part, StoredSite):
         _check_stored(fault, part)
         return
-    if isinstance(fault.site, WeightSite):
+    if fault.in_weights:
         if fault.trigger.token is not None:
             raise InputError(f"fault '{fault}': a weight has no token: write 'at prefill'")
     elif isinstance(fault.site, CachedSite):
@@ -58,29 +62,58 @@ def check(fault: Fault, components: ComponentMap, number_format: NumberFormat) -
         if fault.trigger.end is not None and fault.trigger.end <= fault.first:
             raise InputError(f"fault '{fault}' is over before the token is there: give it a later end")
     else:
+        _check_moment(fault, part)
+    if isinstance(fault.site, ScatteredWeights | ScatteredOutput):
+        _check_scatter(fault, part)
+    elif isinstance(fault.corruption, Drawn):
+        raise InputError(f"fault '{fault}' strikes one value: give its number, or scatter it")
+    _check_amount(fault, INT32 if part in components.accumulators else number_format)
+
+
+def _check_moment(fault: Fault, part: Place) -> None:
+    """What is made for tokens is struck at one of them or, but for heads, at all of some passes."""
+    if isinstance(fault.site, HeadValueSite):
+        kind = site_kind(fault).replace("_", " ")
         if not fault.trigger.transient:
-            kind = site_kind(fault).replace("_", " ")
             raise InputError(
-                f"fault '{fault}': {'an' if kind == 'activation' else 'a'} {kind} lives for one pass: give it a "
-                "transient trigger such as 'at decode:3'"
+                f"fault '{fault}': a {kind} lives for one pass: give it a transient trigger such as 'at decode:3'"
             )
         if fault.trigger.first == PREFILL and fault.trigger.token is None:
             raise InputError(f"fault '{fault}': prefill has many tokens: say which, for example 'at prefill:0.5'")
-        if fault.trigger.first == PREFILL and part.component == "lm_head":
-            raise InputError(
-                f"fault '{fault}': the output of lm_head is computed for answer tokens only: use first_token or decode"
-            )
-    summed = part in components.accumulators
-    if isinstance(fault.corruption, Flip | StuckAt):
-        try:
-            for bit in fault.corruption.bits:
-                (INT32 if summed else number_format).check_bit(bit)
-        except InputError as error:
-            raise InputError(f"fault '{fault}': {error}") from None
-    elif summed:
-        amount = fault.corruption.value if isinstance(fault.corruption, Replace) else fault.corruption.amount
-        if not (amount.is_integer() and abs(amount) < 2**31):
-            raise InputError(f"fault '{fault}': an accumulator holds whole numbers below 2^31: give one")
+    if isinstance(fault.site, ScatteredOutput) and fault.trigger.token is not None:
+        raise InputError(f"fault '{fault}': a scattered set lies in whole passes: write 'at prefill'")
+    if part.component == "lm_head" and fault.trigger.end == FIRST_TOKEN:
+        raise InputError(
+            f"fault '{fault}': the output of lm_head is computed for answer tokens only: use first_token or decode"
+        )
+
+
+def _check_scatter(fault: Fault, part: Place) -> None:
+    assert isinstance(fault.site, ScatteredWeights | ScatteredOutput)
+    amount, places = fault.site.scatter.amount, part.numel * max(1, len(bits_of(fault.corruption)))
+    # How many places prefill has is the prompt's business.
+    in_prefill = isinstance(fault.site, ScatteredOutput) and fault.trigger.end == FIRST_TOKEN
+    if isinstance(amount, int) and amount > places and not in_prefill:
+        raise InputError(f"fault '{fault}': {places} places are all that there are: lower count")
+
+
+def _check_amount(fault: Fault, number_format: NumberFormat) -> None:
+    """Bits must be those of the words; what int32 sums are replaced by, or added, fits into them."""
+    corruption = fault.corruption
+    try:
+        for bit in bits_of(corruption):
+            number_format.check_bit(bit)
+    except InputError as error:
+        raise InputError(f"fault '{fault}': {error}") from None
+    if number_format != INT32:
+        return
+    match corruption:
+        case Replace(amount) | Add(amount):
+            if not (amount.is_integer() and abs(amount) < 2**31):
+                raise InputError(f"fault '{fault}': an accumulator holds whole numbers below 2^31: give one")
+        case Drawn(_, low, high):
+            if max(abs(low), abs(high)) >= 2**31:
+                raise InputError(f"fault '{fault}': an accumulator holds numbers below 2^31: give such ones")
 
 
 def _check_stored(fault: Fault, part: StoredSite) -> None:
@@ -106,7 +139,7 @@ def labels(faults: tuple[Fault, ...], components: ComponentMap, number_format: N
 
 def _labels(fault: Fault, components: ComponentMap, number_format: NumberFormat) -> Labels:
     part = site_of(fault, components)
-    bits = fault.corruption.bits if isinstance(fault.corruption, Flip | StuckAt) else ()
+    bits = bits_of(fault.corruption)
     summed = part in components.accumulators
     classes = {_bit_class(bit, part, summed, number_format) for bit in bits}
     return Labels(
@@ -117,6 +150,7 @@ def _labels(fault: Fault, components: ComponentMap, number_format: NumberFormat)
         bits=() if isinstance(part, StoredSite) else bits,
         bit_class=classes.pop() if len(classes) == 1 else (SEVERAL if bits else "value"),
         stage=_stage(fault),
+        expert=expert_of(fault, part),
     )
 
 
@@ -146,9 +180,9 @@ def site_kind(fault: Fault) -> str:
             return fault.site.part
         case StoredWordSite():
             return "stored"
-        case WeightSite():
+        case WeightSite() | ScatteredWeights():
             return "weight"
-        case ActivationSite():
+        case ActivationSite() | ScatteredOutput():
             return "activation"
 
 
@@ -163,7 +197,7 @@ def splits(faults: tuple[Fault, ...]) -> frozenset[int]:
 
 
 def _splits(fault: Fault) -> frozenset[int]:
-    if isinstance(fault.site, WeightSite | StoredWordSite):
+    if fault.in_weights or isinstance(fault.site, StoredWordSite):
         return fault.trigger.boundaries
     if not isinstance(fault.site, CachedSite):
         return frozenset()

@@ -1,13 +1,15 @@
 """Draw the faults of a trial: a pure function of (selection, model, seed, index)."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 
 from aftershock.errors import InputError
+from aftershock.faults.corruption import Add, Corruption, Drawn, Replace
 from aftershock.faults.draws import (
     bit_corruption,
     bits_of_word,
-    distinct,
-    draw_corruption,
     draw_corruptions,
     draw_events,
     draw_pass,
@@ -15,23 +17,34 @@ from aftershock.faults.draws import (
     draw_stage,
     draw_token,
     moment_of,
-    split_positions,
+    stored_bits,
     weight_trigger_of,
 )
-from aftershock.faults.fault import (
-    ALWAYS,
+from aftershock.faults.fault import Fault
+from aftershock.faults.moments import ALWAYS, Entry, Trigger
+from aftershock.faults.scatter import strikes_any
+from aftershock.faults.selection import TRANSIENT, Population, Selection, SiteKind
+from aftershock.faults.sites import (
     ActivationSite,
     CachedSite,
-    Entry,
-    Fault,
     HeadValueSite,
+    Scatter,
+    ScatteredOutput,
+    ScatteredWeights,
     Site,
     StoredWordSite,
-    Trigger,
     WeightSite,
 )
-from aftershock.faults.selection import TRANSIENT, Population, Selection, SiteKind
-from aftershock.models import CacheSite, HeadSite, OutputSite, ParameterSite, StoredSite, decode
+from aftershock.models import (
+    BY_CHANNEL,
+    FIRST_TOKEN,
+    CacheSite,
+    HeadSite,
+    OutputSite,
+    ParameterSite,
+    StoredSite,
+    decode,
+)
 from aftershock.numerics import NumberFormat, generator
 
 
@@ -46,13 +59,13 @@ def sample_faults(
     """The fault set of trial `index`.
 
     `decode_passes` is the number of decode passes that the trial's items can have. An event strikes the values of the
-    selection's pattern, all at the same moment. With a rate the count is binomial and may be zero, then the set is
-    empty. Cost grows with the number of faults, not of values.
+    selection's pattern, all at the same moment. Under a rate a fault is a whole scattered set: one for each tensor in
+    which it strikes a word, maybe none, and one for each output. Cost grows with the number of faults, not of values.
     Raises InputError when no stage of the selection can occur.
     """
     random = generator(seed, index, "faults")
-    if selection.rate is not None:
-        return _by_rate(selection, population.parameters, number_format, decode_passes, random)
+    if selection.scatters:
+        return _scattered(selection, population, number_format, decode_passes, random)
     kind: SiteKind = selection.sites[random.integers(len(selection.sites))]
     if kind == "weight":
         events = draw_events(selection, population.parameters, random)
@@ -73,28 +86,39 @@ def sample_faults(
         heads = tuple(site for site in population.heads if site.part == kind)
         return _in_heads(heads, selection, number_format, decode_passes, random)
     made = population.outputs if kind == "activation" else population.accumulators
-    # The head's output exists for answer tokens only.
-    beside_head = tuple(output for output in made if output.component != "lm_head")
-    stages = tuple(stage for stage in selection.stages if stage != "prefill" or beside_head)
-    if not stages:
-        raise InputError("lm_head's output has no prefill stage: add first_token or decode to stages")
-    stage = draw_stage(stages, selection, decode_passes, random)
-    outputs = beside_head if stage == "prefill" else made
+    outputs, moment = _moments(made, selection, decode_passes, random)
     faults = []
     for part, struck in draw_events(selection, outputs, random):
         corruptions = draw_corruptions(selection, number_format, len(struck), random)
-        trigger = moment_of(stage, selection, decode_passes, random)
-        sites = [_activation_site(outputs[part], position) for position in struck.tolist()]
+        trigger = moment()
+        sites = _made_sites(outputs[part], struck, random)
         faults += [Fault(site, corruption, trigger) for site, corruption in zip(sites, corruptions, strict=True)]
     return tuple(faults)
+
+
+def _moments(
+    made: tuple[OutputSite | HeadSite, ...], selection: Selection, decode_passes: int, random: np.random.Generator
+) -> tuple[tuple[OutputSite | HeadSite, ...], Callable[[], Trigger]]:
+    """The outputs that are there when faults strike, and what tells when each event does: at a moment of a stage drawn
+    for all of them, or as the selection says."""
+    # The head's output exists for answer tokens only.
+    beside_head = tuple(output for output in made if output.component != "lm_head")
+    lasting = selection.lasting_outputs
+    in_prefill = lasting is not None and lasting.end == FIRST_TOKEN
+    stages = tuple(stage for stage in selection.stages if stage != "prefill" or beside_head)
+    if not stages or (in_prefill and not beside_head):
+        raise InputError("lm_head's output has no prefill stage: let faults strike in first_token or decode")
+    if lasting is not None:
+        return beside_head if in_prefill else made, lambda: lasting
+    stage = draw_stage(stages, selection, decode_passes, random)
+    return beside_head if stage == "prefill" else made, lambda: moment_of(stage, selection, decode_passes, random)
 
 
 def _in_stored(
     stored: tuple[StoredSite, ...], selection: Selection, decode_passes: int, random: np.random.Generator
 ) -> tuple[Fault, ...]:
     """Faults in stored words, the chance of each in proportion to the selected bits that it has."""
-    bits = sorted(set(selection.bits))
-    sizes = {site: [bit for bit in bits or range(site.bits) if bit < site.bits] for site in stored}
+    sizes = {site: stored_bits(selection, site) for site in stored}
     sites = tuple(site for site in stored if len(sizes[site]) >= selection.bits_per_word)
     if not sites:
         raise InputError(
@@ -155,42 +179,56 @@ def _in_heads(
     for number, struck in draw_events(selection, heads, random):
         site = heads[number]
         trigger = moment_of(stage, selection, decode_passes, random)
-        key = None if site.part == "head_output" else float(random.random())
+        named = _made_sites(site, struck, random)
         corruptions = draw_corruptions(selection, number_format, len(struck), random)
-        for position, corruption in zip(struck.tolist(), corruptions, strict=True):
-            head, channel = divmod(position, site.shape[1])
-            place = channel if key is None else key
-            faults.append(Fault(HeadValueSite(site.part, site.module, head, place), corruption, trigger))
+        faults += [Fault(one, corruption, trigger) for one, corruption in zip(named, corruptions, strict=True)]
     return tuple(faults)
 
 
-def _by_rate(
+def _scattered(
     selection: Selection,
-    sites: tuple[ParameterSite, ...],
+    population: Population,
     number_format: NumberFormat,
     decode_passes: int,
     random: np.random.Generator,
 ) -> tuple[Fault, ...]:
-    """Every selected bit (or value) is struck on its own with probability `rate` (C5.1 of the speed notes)."""
-    whole_value = selection.corruption in ("replace", "add")
-    bits = np.array(() if whole_value else selection.bit_positions(number_format), dtype=np.int64)
-    per_value = 1 if whole_value else len(bits)
-    sizes = np.array([site.numel for site in sites], dtype=np.int64)
-    ends = np.cumsum(sizes)
-    assert selection.rate is not None
-    count = int(random.binomial(int(ends[-1]) * per_value, selection.rate))
-    if not count:
-        return ()
-    trigger = weight_trigger_of(selection, decode_passes, random)
-    values, bit = np.divmod(np.sort(distinct(random, int(ends[-1]) * per_value, count)), per_value)
-    words, begin = np.unique(values, return_index=True)
-    named = _weight_sites(sites, *split_positions(words, ends, sizes))
-    if whole_value:
-        return tuple(Fault(site, draw_corruption(selection, number_format, random), trigger) for site in named)
+    """One fault for each tensor or output in which values are struck: every selected bit (or value) with probability
+    `rate`, or so many of each pass (C5.1 of the speed notes)."""
+    amount = selection.rate if selection.per_pass is None else selection.per_pass
+    assert amount is not None
+    scatter = Scatter(amount, int(random.integers(2**63)))
+    corruption = _scattered_corruption(selection, number_format)
+    if selection.sites[0] == "weight":
+        trigger = weight_trigger_of(selection, decode_passes, random)
+        weights = (
+            (Fault(ScatteredWeights(part.name, _fused(part), scatter), corruption, trigger), part)
+            for part in population.parameters
+        )
+        return tuple(fault for fault, part in weights if strikes_any(fault, part))
+    made = population.outputs if selection.sites == ("activation",) else population.accumulators
+    outputs, moment = _moments(made, selection, decode_passes, random)
+    # Of a moment drawn in prefill the whole pass.
+    trigger = replace(moment(), token=None)
     return tuple(
-        Fault(site, bit_corruption(selection, tuple(bits[struck].tolist())), trigger)
-        for site, struck in zip(named, np.split(bit, begin[1:]), strict=True)
+        Fault(ScatteredOutput(part.module, _fused(part), scatter), corruption, trigger)
+        for part in outputs
+        if isinstance(part, OutputSite)
     )
+
+
+def _fused(part: ParameterSite | OutputSite) -> str | None:
+    """The component, where others share the tensor or output."""
+    whole = part.stored_shape if isinstance(part, ParameterSite) else (part.channels,)
+    return None if part.shape == whole else part.component
+
+
+def _scattered_corruption(selection: Selection, number_format: NumberFormat) -> Corruption:
+    if selection.corruption in ("replace", "add"):
+        if selection.uniform is not None:
+            return Drawn("replace" if selection.corruption == "replace" else "add", *selection.uniform)
+        assert selection.value is not None
+        return Replace(selection.value) if selection.corruption == "replace" else Add(selection.value)
+    return bit_corruption(selection, selection.bit_positions(number_format))
 
 
 def _weight_sites(sites: tuple[ParameterSite, ...], parts: np.ndarray, positions: np.ndarray) -> tuple[Site, ...]:
@@ -204,5 +242,13 @@ def _weight_sites(sites: tuple[ParameterSite, ...], parts: np.ndarray, positions
     return tuple(site for site in named if site is not None)
 
 
-def _activation_site(site: OutputSite, position: int) -> ActivationSite:
-    return ActivationSite(site.module, int(site.rows.locate(np.array(position))))
+def _made_sites(site: OutputSite | HeadSite, struck: np.ndarray, random: np.random.Generator) -> list[Site]:
+    """Values that are made for a token; those that are made for a key of it, for one of the keys that it sees."""
+    if isinstance(site, OutputSite):
+        return [ActivationSite(site.module, int(site.rows.locate(position))) for position in struck]
+    key = None if site.part in BY_CHANNEL else float(random.random())
+    heads, channels = np.divmod(struck, site.shape[1])
+    return [
+        HeadValueSite(site.part, site.module, head, channel if key is None else key)
+        for head, channel in zip(heads.tolist(), channels.tolist(), strict=True)
+    ]

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from aftershock.errors import InputError
 from aftershock.faults.catalogue import CATALOGUE
 from aftershock.faults.grammar import parse_trigger
+from aftershock.faults.moments import Trigger
 from aftershock.faults.patterns import Pattern, PatternName, pattern_of
 from aftershock.models import COMPONENTS, CacheSite, ComponentMap, HeadSite, OutputSite, ParameterSite, StoredSite
 from aftershock.numerics import BIT_CLASSES, INT32, BitClass, NumberFormat
@@ -21,9 +22,10 @@ MAKES_SCORES: tuple[SiteKind, ...] = ("score", "probability")
 """Kinds of site that are there only where attention is computed step by step."""
 StageName = Literal["prefill", "first_token", "decode"]
 CorruptionName = Literal["flip", "stuck-at-0", "stuck-at-1", "replace", "add"]
-Draw = Literal["uniform", "by_component", "by_tensor"]
+Draw = Literal["uniform", "by_component", "by_tensor", "by_use"]
 
-TRANSIENT = "transient"
+TRANSIENT, LASTING = "transient", "lasting"
+"""Triggers whose pass is drawn from the stages selected: the only one of the fault, or its first one."""
 
 
 class Selection(BaseModel):
@@ -35,7 +37,8 @@ class Selection(BaseModel):
                  the tensors outside the layers included
     modules      regular expression that the parameter's or module's name must contain
     draw         `uniform`: every stored value is equally likely; `by_component`, `by_tensor`: first a component
-                 (a tensor) with equal probability, then a value in it
+                 (a tensor) with equal probability, then a value in it; `by_use`: weights of experts, each in
+                 proportion to the share of the task's tokens that choose its expert
     corruption   what happens to the value
     bits         bit positions to draw from; or `bit_classes` (sign, exponent, mantissa); none given: every bit
     bits_per_word  how many different bits of the word; `bit_pattern`: `any` bits, or `adjacent` ones
@@ -47,9 +50,12 @@ class Selection(BaseModel):
     fault_model  a name of `CATALOGUE`, which stands for some of these keys
     value        for replace and add; or `uniform = [a, b]`
     count        faults per trial; or `rate`, the probability of each selected bit (of each value for replace
-                 and add) on its own
+                 and add) on its own, in weights, or in activations or accumulators in every pass of the trigger; or
+                 `per_pass`, how many of them are struck in each output in each pass of an answer
+    activation_trigger  when faults in activations and accumulators are present, in the fault grammar, at every token of
+                 those passes; or `transient`: one token of a pass (with rate or per_pass: one pass) drawn from `stages`
     weight_trigger  when weight faults are present, in the fault grammar (`always`, `from decode:3`, ...), or
-                 `transient`: one pass drawn from `stages`
+                 `transient`: one pass drawn from `stages`, or `lasting`: from such a pass to the end
     cache_trigger  when a key or value is wrong: `always`, from its writing on, or `transient`: in one read of it, in a
                  pass drawn from its own to the last
     stages       stages that transient faults are drawn from, and the tokens whose keys and values are struck, with
@@ -80,7 +86,9 @@ class Selection(BaseModel):
     uniform: tuple[float, float] | None = None
     count: int = Field(1, ge=1)
     rate: float | None = Field(None, gt=0, lt=1)
+    per_pass: int | None = Field(None, ge=1)
     weight_trigger: str = "always"
+    activation_trigger: str = "transient"
     cache_trigger: Literal["always", "transient"] = "always"
     stages: tuple[StageName, ...] = Field(("prefill", "first_token", "decode"), min_length=1)
     tokens: tuple[float, float] = (0.0, 1.0)
@@ -132,26 +140,40 @@ class Selection(BaseModel):
             raise ValueError("a pattern strikes several values: give their number as span, or 'all'")
         if self.pattern != "stride" and self.stride != 1:
             raise ValueError('stride belongs to pattern = "stride": leave it out')
-        if self.pattern != "word" and (self.count > 1 or self.rate is not None):
-            raise ValueError("a pattern is one event a trial: leave count and rate out")
+        if self.pattern != "word" and (self.count > 1 or self.scatters):
+            raise ValueError("a pattern is one event a trial: leave count, rate and per_pass out")
         if self.fields and "stored" not in self.sites:
             raise ValueError('fields are those of stored words: set sites = ["stored"], or leave fields out')
         if "stored" in self.sites:
             self._check_stored()
         if "accumulator" in self.sites:
             self._check_accumulators()
-        if self.rate is not None:
-            if set(self.sites) != {"weight"}:
-                raise ValueError('a rate draws from stored weights: set sites = ["weight"], or use count')
-            if self.draw != "uniform" or self.count != 1 or self.bits_per_word != 1:
-                raise ValueError('a rate needs draw = "uniform" and replaces count and bits_per_word')
-        if self.weight_trigger != TRANSIENT and parse_trigger(self.weight_trigger).token is not None:
+        if self.draw == "by_use" and (self.sites, self.components) != (("weight",), ("expert",)):
+            raise ValueError('draw = "by_use" is for weights of experts: sites = ["weight"], components = ["expert"]')
+        if self.scatters:
+            self._check_scatter()
+        if self.weight_trigger not in (TRANSIENT, LASTING) and parse_trigger(self.weight_trigger).token is not None:
             raise ValueError(f"weight_trigger = {self.weight_trigger!r}: a weight has no token: write 'at prefill'")
+        if self.lasting_outputs is not None and self.lasting_outputs.token is not None and self.scatters:
+            raise ValueError(
+                f"activation_trigger = {self.activation_trigger!r}: scattered faults lie in whole passes: write "
+                "'at prefill'"
+            )
         if not 0 <= self.tokens[0] < self.tokens[1] <= 1:
             raise ValueError("tokens are shares of the prompt: 0 <= from < to <= 1")
         if self.decode_steps and not 1 <= self.decode_steps[0] <= self.decode_steps[1]:
             raise ValueError("decode_steps are counted from 1: 1 <= from <= to")
         return self
+
+    def _check_scatter(self) -> None:
+        if self.rate is not None and self.per_pass is not None:
+            raise ValueError("give either rate or per_pass, not both")
+        places = ("activation", "accumulator", *(() if self.rate is None else ("weight",)))
+        if len(set(self.sites)) > 1 or self.sites[0] not in places:
+            one = " or ".join(f'["{place}"]' for place in sorted(places))
+            raise ValueError(f"rate and per_pass scatter faults over one kind of site: set sites = {one}, or use count")
+        if self.draw != "uniform" or self.count != 1 or self.bits_per_word != 1:
+            raise ValueError('rate and per_pass need draw = "uniform" and replace count and bits_per_word')
 
     def _check_stored(self) -> None:
         if self.sites != ("stored",):
@@ -171,9 +193,24 @@ class Selection(BaseModel):
             raise ValueError("accumulators hold whole numbers below 2^31: give such ones as value or uniform")
 
     @property
+    def scatters(self) -> bool:
+        """Whether faults are scattered over whole tensors or outputs."""
+        return self.rate is not None or self.per_pass is not None
+
+    @property
     def strikes_one_value(self) -> bool:
-        """Whether a trial has one fault, in one value."""
-        return self.count == 1 and self.rate is None and self.pattern == "word"
+        """Whether a trial has one fault, in one value (of a token)."""
+        return self.count == 1 and not self.scatters and self.pattern == "word"
+
+    @property
+    def spreads_over_tokens(self) -> bool:
+        """Whether a fault in an activation or accumulator strikes every token of its passes, or some at a rate."""
+        return self.scatters or self.lasting_outputs is not None
+
+    @property
+    def lasting_outputs(self) -> Trigger | None:
+        """When faults in outputs are present, where that is not drawn."""
+        return None if self.activation_trigger == TRANSIENT else parse_trigger(self.activation_trigger)
 
     @property
     def struck_together(self) -> Pattern:
@@ -204,7 +241,7 @@ class Population:
     cached: tuple[CacheSite, ...] = ()
     heads: tuple[HeadSite, ...] = ()
     stored: tuple[StoredSite, ...] = ()
-    accumulators: tuple[OutputSite, ...] = ()
+    accumulators: tuple[OutputSite | HeadSite, ...] = ()
 
     @property
     def sites(self) -> tuple[PopulationSite, ...]:
@@ -249,6 +286,8 @@ def select(selection: Selection, components: ComponentMap) -> Population:
             and (layers is None or site.layer in layers)
             and pattern.search(site.name if isinstance(site, ParameterSite | StoredSite) else site.module) is not None
             and (not selection.fields or (isinstance(site, StoredSite) and site.field in selection.fields))
+            # Sums of attention's products are struck at one moment.
+            and not (isinstance(site, HeadSite) and site in components.accumulators and selection.spreads_over_tokens)
         )
 
     every = Population(

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from aftershock.errors import ContractError, InputError
-from aftershock.faults.fault import Fault, Flip, Replace, StoredWordSite, StuckAt, WeightSite
+from aftershock.faults.corruption import Flip, Replace, StuckAt
+from aftershock.faults.fault import Fault
 from aftershock.faults.places import stored_site
 from aftershock.faults.resolve import check
+from aftershock.faults.sites import StoredWordSite, WeightSite
 from aftershock.models import LoadedModel, StoredTensor
 from aftershock.numerics import words, worth
 

@@ -1,26 +1,25 @@
 """Cut the faults of a selection into strata whose chances are known, without counting a single draw.
 
-A cell is a narrower selection: one kind of site, one component, one stage, some bits. A draw of the whole selection
+A cell is a narrower selection: one kind of site, one component, one stage, some bits (of stored words of one kind). A
+draw of the whole selection
 falls into a cell with a chance that follows from how it draws, and a draw of the cell's own selection is exactly the
 draw of the whole one, given that it falls there. Strata are groups of cells.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from aftershock.errors import InputError
 from aftershock.faults.fault import Fault
 from aftershock.faults.grammar import parse_trigger
-from aftershock.faults.resolve import accumulator_bit_class
+from aftershock.faults.moments import ALWAYS, Trigger
+from aftershock.faults.parts import StratumKey, parts_of
 from aftershock.faults.sample import sample_faults
-from aftershock.faults.selection import TRANSIENT, Population, PopulationSite, Selection, SiteKind, StageName
+from aftershock.faults.selection import LASTING, TRANSIENT, Population, Selection, SiteKind, StageName
 from aftershock.models import stage_of
 from aftershock.numerics import NumberFormat, generator
-
-StratumKey = Literal["site", "component", "bit_class", "bit", "stage"]
 
 
 @dataclass(frozen=True)
@@ -85,8 +84,6 @@ def stratify(
         raise InputError(
             "a stratified plan puts one fault into one word or bit: leave count, rate, bits_per_word and pattern out"
         )
-    if "stored" in selection.sites:
-        raise InputError("stored words are not cut into strata: leave plan out, or sweep over components and fields")
     groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in _cells(selection, population, number_format, by, decode_chance):
         groups.setdefault(tuple(cell.labels[key] for key in by), []).append(cell)
@@ -107,7 +104,6 @@ def _cells(
     by: tuple[StratumKey, ...],
     decode_chance: float,
 ) -> Iterator[Cell]:
-    bits = list(_bit_groups(selection, number_format, by))
     for kind in selection.sites:
         stages = _stages(kind, selection, population)
         for stage, stage_chance in _stage_chances(kind, selection, stages, decode_chance):
@@ -115,47 +111,26 @@ def _cells(
             if kind == "activation" and stage == "prefill":
                 # The head's output exists for answer tokens only.
                 sites = tuple(site for site in sites if site.component != "lm_head")
-            for component, chance in _component_chances(selection, sites):
-                own = frozenset(site for site in sites if site.component == component)
-                for label, positions, bit_chance in bits:
-                    narrow: dict[str, object] = {"sites": (kind,), "components": (component,)}
-                    if positions:
-                        narrow |= {"bits": positions, "bit_classes": ()}
-                    if stage in stages:
-                        narrow["stages"] = (stage,)
-                    yield Cell(
-                        {"site": kind, "component": component, "stage": stage, **label},
-                        selection.model_copy(update=narrow),
-                        population.where(own.__contains__),
-                        stages,
-                        stage_chance * chance * bit_chance / len(selection.sites),
-                    )
-
-
-def _bit_groups(
-    selection: Selection, number_format: NumberFormat, by: tuple[StratumKey, ...]
-) -> Iterator[tuple[dict[StratumKey, str], tuple[int, ...], float]]:
-    """Labels, positions and chance of each group of bits that `by` tells apart; no positions for whole values."""
-    if selection.corruption in ("replace", "add"):
-        yield {"bit_class": "value", "bit": "value"}, (), 1.0
-        return
-    positions = selection.bit_positions(number_format)
-    if not {"bit", "bit_class"} & set(by):
-        yield {"bit_class": "any", "bit": "any"}, positions, 1.0
-        return
-    groups: dict[tuple[str, str], list[int]] = {}
-    for bit in positions:
-        bit_class = accumulator_bit_class(bit) if "accumulator" in selection.sites else number_format.bit_class(bit)
-        label = (bit_class, f"bit {bit}" if "bit" in by else "any")
-        groups.setdefault(label, []).append(bit)
-    for (bit_class, bit_name), members in groups.items():
-        yield {"bit_class": bit_class, "bit": bit_name}, tuple(members), len(members) / len(positions)
+            for part in parts_of(selection, sites, number_format, by):
+                component = part.sites[0].component
+                narrow: dict[str, object] = {"sites": (kind,), "components": (component,)}
+                if part.bits:
+                    narrow |= {"bits": part.bits, "bit_classes": ()}
+                if stage in stages:
+                    narrow["stages"] = (stage,)
+                yield Cell(
+                    {"site": kind, "component": component, "stage": stage, **part.labels},
+                    selection.model_copy(update=narrow),
+                    population.where(frozenset(part.sites).__contains__),
+                    stages,
+                    stage_chance * part.chance / len(selection.sites),
+                )
 
 
 def _stages(kind: SiteKind, selection: Selection, population: Population) -> tuple[StageName, ...]:
-    """The stages that faults of this kind are drawn from; none for weight faults that persist."""
-    if kind == "weight":
-        return selection.stages if selection.weight_trigger == TRANSIENT else ()
+    """The stages that faults of this kind are drawn from; none for those whose trigger is given."""
+    if _given(kind, selection) is not None:
+        return ()
     if kind != "activation":
         # Accumulators are those of decoder layers.
         return selection.stages
@@ -163,11 +138,20 @@ def _stages(kind: SiteKind, selection: Selection, population: Population) -> tup
     return tuple(stage for stage in selection.stages if stage != "prefill" or beside_head)
 
 
+def _given(kind: SiteKind, selection: Selection) -> Trigger | None:
+    """The trigger that all faults of this kind have; None where theirs are drawn."""
+    if kind in ("weight", "stored"):
+        if selection.weight_trigger == TRANSIENT:
+            return None
+        return ALWAYS if selection.weight_trigger == LASTING else parse_trigger(selection.weight_trigger)
+    return selection.lasting_outputs if kind in ("activation", "accumulator") else None
+
+
 def _stage_chances(
     kind: SiteKind, selection: Selection, stages: tuple[StageName, ...], decode_chance: float
 ) -> Iterator[tuple[str, float]]:
-    if kind == "weight" and not stages:
-        trigger = parse_trigger(selection.weight_trigger)
+    trigger = _given(kind, selection)
+    if trigger is not None:
         yield (stage_of(trigger.first) if trigger.transient else "persistent"), 1.0
         return
     count = len(stages)
@@ -178,13 +162,3 @@ def _stage_chances(
             yield stage, decode_chance / count + (1 - decode_chance) / (count - 1)
         elif decode_chance > 0:
             yield stage, decode_chance / count
-
-
-def _component_chances(selection: Selection, sites: tuple[PopulationSite, ...]) -> Iterator[tuple[str, float]]:
-    """The chance of each component, as the selection draws a site and a value in it."""
-    sizes: dict[str, int] = {}
-    for site in sites:
-        sizes[site.component] = sizes.get(site.component, 0) + (1 if selection.draw == "by_tensor" else site.numel)
-    total = sum(sizes.values())
-    for component, size in sizes.items():
-        yield component, 1 / len(sizes) if selection.draw == "by_component" else size / total

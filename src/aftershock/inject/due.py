@@ -1,4 +1,4 @@
-"""What both kinds of fault that wait for a token need: the rows in which it is due, and whether faults are in each
+"""What both kinds of fault that wait for tokens need: the rows in which it is due, and whether faults are in each
 other's way."""
 
 from bisect import bisect_left
@@ -35,6 +35,33 @@ def due_rows(fault: int, entry: Entry, own: range, call: Pass, rows: Sequence[in
             due.places.append(place)
             due.columns.append(at)
     return due
+
+
+@dataclass(frozen=True)
+class Spans:
+    """A fault that the next forward call must strike, at some columns of each of some rows; `places` are those of the
+    rows in the tensor that is struck."""
+
+    fault: int
+    rows: list[int]
+    places: list[int]
+    columns: list[range]
+
+
+def due_spans(fault: int, first: int, end: int | None, own: range, call: Pass) -> Spans:
+    """Where a fault strikes that is there at every token of the passes [first, end): in those of its `own` rows that
+    run in the call and have such tokens in it."""
+    spans, block = Spans(fault, [], [], []), call.block
+    start = max(call.start, block.start(first))
+    stop = call.stop if end is None else min(call.stop, block.start(end))
+    for place in range(bisect_left(call.rows, own.start), bisect_left(call.rows, own.stop)):
+        row = call.rows[place]
+        columns = block.own_columns(row, range(start, stop))
+        if columns and call.takes_part(row):
+            spans.rows.append(row)
+            spans.places.append(place)
+            spans.columns.append(columns)
+    return spans
 
 
 class Claims:

@@ -13,7 +13,10 @@ from aftershock.errors import ContractError
 from aftershock.faults import Fault, HeadValueSite, head_site, key_of
 from aftershock.inject.due import due_rows
 from aftershock.inject.struck import Struck, strike
-from aftershock.models import HeadPart, LoadedModel, Pass
+from aftershock.models import BY_CHANNEL, HeadPart, LoadedModel, Pass
+
+_SUMS: dict[HeadPart, str] = {"qk_accumulator": "qk.accumulator", "sv_accumulator": "sv.accumulator"}
+"""Inside an attention that multiplies in integers: the modules that its sums pass through."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ class HeadFaults:
     Attention computed step by step makes two products: queries by keys, the scores, and probabilities by values. While
     a fault is due in a module, and only then, its calls of `torch.matmul` are watched, and what the first one returns
     or the second one reads is struck; scaling, caps and masks are the model's own code, as it is. A head's output is
-    struck where the next projection reads it, whatever the kernel that made it.
+    struck where the next projection reads it, whatever the kernel that made it; sums of products that are computed in
+    integers where those show them.
     """
 
     def __init__(self, model: LoadedModel, faults: Sequence[Fault], rows: Sequence[range]) -> None:
@@ -54,9 +58,15 @@ class HeadFaults:
         for name, layer in dict.fromkeys((site.module, site.layer) for site in self._heads.values()):
             attention = self._model.module.get_submodule(name)
             yield attention.register_forward_pre_hook(self._watch(name))
-            yield attention.register_forward_hook(lambda *_: self._watching.close(), always_call=True)
+            # An attention in integers watches too: what was entered last is left first.
+            yield attention.register_forward_hook(lambda *_: self._watching.close(), always_call=True, prepend=True)
             yield attention.register_forward_hook(self._seen_whole(name))
             yield self._model.module.get_submodule(readers[layer]).register_forward_pre_hook(self._read(name))
+        for name, part in dict.fromkeys((site.module, site.part) for site in self._heads.values()):
+            if part in _SUMS:
+                yield self._model.module.get_submodule(f"{name}.{_SUMS[part]}").register_forward_hook(
+                    self._summed(name, part)
+                )
 
     def missed(self) -> list[int]:
         """Faults that were due in a call and did not fire; they are forgotten."""
@@ -83,7 +93,7 @@ class HeadFaults:
         struck = []
         for row, place, query in zip(due.rows, due.places, due.columns, strict=True):
             inner: int | float | None = site.place
-            if site.part != "head_output":
+            if site.part not in BY_CHANNEL:
                 inner = key_of(site, heads.seen(query - call.block.first_column(row)))
             if inner is not None:
                 struck.append((row, place, query, int(inner)))
@@ -122,6 +132,9 @@ class HeadFaults:
 
         return before
 
+    def _summed(self, name: str, part: HeadPart) -> Callable[..., None]:
+        return lambda module, inputs, sums: self._strike(name, part, sums)
+
     def _strike(self, name: str, part: HeadPart, made: torch.Tensor) -> None:
         """Strike what a call made, shape (rows, heads, queries, keys or channels)."""
         call = self._pass
@@ -136,7 +149,7 @@ class HeadFaults:
                     "not one that aftershock knows"
                 )
             inner = list(due.inner)
-            if part != "head_output":
+            if part not in BY_CHANNEL:
                 # Keys end with the call's own; some may have been let go of.
                 first = call.stop - made.shape[3]
                 inner = [call.block.first_column(row) + key - first for row, key in zip(due.rows, inner, strict=True)]

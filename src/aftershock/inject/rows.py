@@ -85,7 +85,8 @@ def row_faults(model: LoadedModel, faults: Mapping[tuple[int, ...], Sequence[Fau
 
 def changes_one_channel(model: LoadedModel, fault: Fault) -> bool:
     """Whether a weight fault is one that `row_faults` can take."""
-    assert isinstance(fault.site, WeightSite)
+    if not isinstance(fault.site, WeightSite):
+        return False
     parameter = model.module.get_parameter(fault.site.parameter)
     return all(_channel_dim(module, parameter) is not None for module in model.parameter_users[parameter])
 

@@ -1,21 +1,19 @@
 """Load a model, map its tensors and outputs to components, run its stages."""
 
+from aftershock.models.attended import BY_CHANNEL, CachePart, CacheSite, HeadPart, HeadSite
 from aftershock.models.blocks import BeforePass, Block, Pass, align, cut
 from aftershock.models.columns import ColumnCache, States
 from aftershock.models.components import (
     COMPONENTS,
-    CachePart,
-    CacheSite,
     ComponentMap,
-    HeadPart,
-    HeadSite,
+    ExpertSite,
     OutputSite,
     ParameterSite,
     Rows,
     StoredSite,
 )
 from aftershock.models.demo import DemoModel, demo_models, pull
-from aftershock.models.devices import devices_of
+from aftershock.models.devices import devices_of, share_gpus
 from aftershock.models.hashing import model_hash
 from aftershock.models.loading import Arithmetic, Attention, LoadedModel, load
 from aftershock.models.mapping import ARCHITECTURES, component_map, output_tensor
@@ -31,12 +29,13 @@ from aftershock.models.passes import (
     has_ended,
     teacher_forced,
 )
-from aftershock.models.routing import reroute
+from aftershock.models.routing import chosen_experts, reroute
 from aftershock.models.stages import FIRST_TOKEN, PREFILL, decode, stage_of
 from aftershock.models.stored import StoredTensor, StoredWords
 
 __all__ = [
     "ARCHITECTURES",
+    "BY_CHANNEL",
     "COMPONENTS",
     "FIRST_TOKEN",
     "PREFILL",
@@ -50,6 +49,7 @@ __all__ = [
     "ColumnCache",
     "ComponentMap",
     "DemoModel",
+    "ExpertSite",
     "Generated",
     "HeadPart",
     "HeadSite",
@@ -65,6 +65,7 @@ __all__ = [
     "StoredWords",
     "align",
     "choose",
+    "chosen_experts",
     "component_map",
     "continue_greedy",
     "cut",
@@ -80,6 +81,7 @@ __all__ = [
     "output_tensor",
     "pull",
     "reroute",
+    "share_gpus",
     "stage_of",
     "teacher_forced",
 ]

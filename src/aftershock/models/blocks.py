@@ -84,12 +84,16 @@ class Block:
             tuple(copy * self.rows + owner for copy in range(count) for owner in self.owners),
         )
 
+    def own_columns(self, row: int, columns: range) -> range:
+        """Those of some columns in which a row has a token, empty where it has none; columns past the block's own are
+        generated ones."""
+        generated = columns.stop > self.tokens.shape[1]
+        end = columns.stop if generated else self.context_width + self.answer_lengths[row]
+        return range(max(self.first_column(row), columns.start), min(end, columns.stop))
+
     def holds(self, row: int, columns: range) -> bool:
         """Whether a row has a token in any of the columns; those past the block's own are generated ones."""
-        if columns.stop > self.tokens.shape[1]:
-            return True
-        end = self.context_width + self.answer_lengths[row]
-        return max(self.first_column(row), columns.start) < min(end, columns.stop)
+        return len(self.own_columns(row, columns)) > 0
 
 
 @dataclass(frozen=True)

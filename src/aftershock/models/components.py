@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
 import numpy as np
 
+from aftershock.models.attended import CacheSite, HeadSite
 from aftershock.numerics import NumberFormat
 
 COMPONENTS: tuple[str, ...] = (
@@ -80,9 +80,18 @@ class ParameterSite:
 
     def locate(self, flat: np.ndarray) -> np.ndarray:
         """Offsets in the flattened stored tensor for flat positions in the share (int64 arrays)."""
+        if self.shape == self.stored_shape:
+            return flat
         index = list(np.unravel_index(flat, self.shape))
         index[self.dim] = self.rows.locate(index[self.dim])
         return np.ravel_multi_index(tuple(index), self.stored_shape)
+
+
+@dataclass(frozen=True)
+class ExpertSite(ParameterSite):
+    """One expert's share of a parameter, and its `use`: the share of the tokens that go through it."""
+
+    use: float
 
 
 @dataclass(frozen=True)
@@ -112,76 +121,6 @@ class OutputSite:
     def numel(self) -> int:
         """Number of values of the share that one token has."""
         return self.features
-
-
-CachePart = Literal["key", "value"]
-
-
-@dataclass(frozen=True)
-class CacheSite:
-    """The keys or values that one layer keeps of every token for its attention: `heads` x `channels` each.
-
-    `module` is the attention that writes and reads them; a token sees itself and those before it, `window` in all (None
-    where the attention does not slide).
-    """
-
-    module: str
-    part: CachePart
-    layer: int
-    heads: int
-    channels: int
-    window: int | None
-    component: str = "kv"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of what is kept of a token."""
-        return self.heads, self.channels
-
-    @property
-    def numel(self) -> int:
-        """Number of words kept of a token."""
-        return self.heads * self.channels
-
-
-HeadPart = Literal["score", "probability", "head_output"]
-
-
-@dataclass(frozen=True)
-class HeadSite:
-    """What the heads of one attention make for each token (query), in the order of making.
-
-    `score`: the product of the query and a key, before it is scaled, capped or masked. `probability`: the weight that
-    the softmax gives a key, as the second product reads it. `head_output`: the sum of the values so weighted, which `o`
-    reads. A head has a score and a probability for each token that the query sees, itself and those before it, `window`
-    in all (None where the attention does not slide), and `channels` of output.
-    """
-
-    module: str
-    part: HeadPart
-    layer: int
-    heads: int
-    channels: int
-    window: int | None
-
-    @property
-    def component(self) -> str:
-        """The operation that makes it."""
-        return {"score": "qk", "probability": "softmax", "head_output": "sv"}[self.part]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of what is made for a token, and for one key of it where it is made for each."""
-        return self.heads, (self.channels if self.part == "head_output" else 1)
-
-    @property
-    def numel(self) -> int:
-        """Number of values made for a token, for one key where they are made for each."""
-        return prod(self.shape)
-
-    def seen(self, query: int) -> range:
-        """The tokens that a token sees, all counted from a row's first."""
-        return range(0 if self.window is None else max(0, query - self.window + 1), query + 1)
 
 
 @dataclass(frozen=True)
@@ -235,8 +174,8 @@ class StoredSite:
 class ComponentMap:
     """Every parameter, every mapped output, everything kept in the key-value cache and made by the attention heads of
     one model. Scores and probabilities are there only where the attention makes them (`eager`), stored words where the
-    weights come from a packed format, accumulators (int32 sums, before they are scaled) where projections are computed
-    in integers."""
+    weights come from a packed format, accumulators (int32 sums of projections and of attention's two products, before
+    they are scaled) where the model computes in integers."""
 
     architecture: str
     layers: int
@@ -245,4 +184,4 @@ class ComponentMap:
     cached: tuple[CacheSite, ...]
     heads: tuple[HeadSite, ...]
     stored: tuple[StoredSite, ...] = ()
-    accumulators: tuple[OutputSite, ...] = ()
+    accumulators: tuple[OutputSite | HeadSite, ...] = ()

@@ -35,6 +35,15 @@ def devices_of(device: str) -> tuple[torch.device, ...]:
     return tuple(map(torch.device, names))
 
 
+def share_gpus(place: int, processes: int) -> None:
+    """Give this process, number `place` of so many, one of the machine's GPUs and its share of that one's memory.
+    Without a GPU nothing is done."""
+    count = torch.cuda.device_count()
+    if count:
+        torch.cuda.set_device(place % count)
+        torch.cuda.set_per_process_memory_fraction(1 / -(-processes // count))
+
+
 def split_over(config: Any, dtype: torch.dtype, devices: Sequence[torch.device]) -> dict[str, torch.device]:
     """A device for every part of a model of that configuration, as transformers takes it for `device_map`.
 

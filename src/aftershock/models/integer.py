@@ -1,11 +1,12 @@
 """Projections computed in integers: W8A8, int8 weights times int8 activations, summed in int32."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from aftershock.errors import InputError
+from aftershock.models.components import OutputSite, Rows
 
 _MIGRATION = 0.5
 """How much of the activations' range goes into the weights (SmoothQuant, equation 4: alpha)."""
@@ -15,46 +16,91 @@ _LEAST_ROWS, _ROW_STEP = 32, 8
 
 _PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down", "fc1", "fc2")
 
+_LARGEST = 127
+"""The largest int8 used, so that the range is symmetric."""
+
 
 class Int8Linear(torch.nn.Module):
     """A linear map in integers: int8 weights, one scale a channel; int8 activations, one scale a token; int32 sums.
 
     The sums, shape (rows, tokens, channels), pass through `accumulator`, where a fault in a sum can strike; they are
     exact, so that they depend neither on the shape nor on the kernel. Scaling back is fp32 arithmetic, `smooth` the
-    factors by which channels of the input were divided and the weights multiplied.
+    factors by which channels of the input were divided and the weights multiplied. Outputs of the channels in `again`
+    are quantised again (`scaled_back`).
     """
 
     weight: torch.Tensor
     scale: torch.Tensor
     smooth: torch.Tensor
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None, smooth: torch.Tensor) -> None:
+    def __init__(
+        self, weight: torch.Tensor, bias: torch.Tensor | None, smooth: torch.Tensor, again: Sequence[Rows] = ()
+    ) -> None:
         """`weight`: shape (channels, inputs), `bias`: (channels,) or None, `smooth`: (inputs,), fp32."""
         super().__init__()
-        smoothed = weight.float() * smooth
-        scale = _scale(smoothed)
-        self.register_buffer("weight", torch.round(smoothed / scale).to(torch.int8))
+        rounded, scale = quantised(weight.float() * smooth, -1)
+        self.register_buffer("weight", rounded.to(torch.int8))
         self.register_buffer("scale", scale[:, 0])
         self.register_buffer("smooth", smooth)
         self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
         self.accumulator = torch.nn.Identity()
+        self._again = tuple(again)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """From shape (..., inputs) to (..., channels), in the inputs' dtype."""
-        smoothed = inputs.float() / self.smooth
-        scale = _scale(smoothed)
-        rounded = torch.round(smoothed / scale).to(torch.int8)
-        sums: torch.Tensor = self.accumulator(_integer_product(rounded, self.weight))
-        outputs = sums.float() * scale * self.scale
-        if self.bias is not None:
-            outputs = outputs + self.bias.float()
-        return outputs.to(inputs.dtype)
+        rounded, scale = quantised(inputs.float() / self.smooth, -1)
+        bias = None if self.bias is None else self.bias.float()
+
+        def worth(sums: torch.Tensor) -> torch.Tensor:
+            outputs = sums.float() * scale * self.scale
+            return outputs if bias is None else outputs + bias
+
+        sums = _integer_product(rounded.to(torch.int8), self.weight)
+        return scaled_back(sums, self.accumulator, worth, self._again).to(inputs.dtype)
 
 
-def _scale(values: torch.Tensor) -> torch.Tensor:
-    """What the largest size along the last dimension is to be divided by to be 127; 1 for zeros, shape (..., 1)."""
-    largest = values.abs().amax(-1, keepdim=True)
-    return torch.where(largest == 0, torch.ones_like(largest), largest / 127)
+def quantised(values: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole numbers within +-127, and what they are to be multiplied by to be `values` again: the largest size along
+    `dim`, which stays as 1, is 127. Both fp32, as `values` are. Where one of them is NaN the scale is, and numbers are
+    0."""
+    scale = _scale(values, dim)
+    return _rounded(values, scale).nan_to_num(0.0), scale
+
+
+def _scale(values: torch.Tensor, dim: int | tuple[int, int]) -> torch.Tensor:
+    scale = values.abs().amax(dim, keepdim=True) / _LARGEST
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
+
+
+def _rounded(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return torch.round(values / scale).clamp(-_LARGEST, _LARGEST)
+
+
+def scaled_back(
+    sums: torch.Tensor,
+    accumulator: torch.nn.Module,
+    worth: Callable[[torch.Tensor], torch.Tensor],
+    again: Sequence[Rows],
+) -> torch.Tensor:
+    """What sums (int32, shape (..., channels)) are `worth`, fp32, after they passed through `accumulator`.
+
+    Each of the groups of channels in `again` is rounded to int8 once more, with the scale, one a token, that its
+    outputs would have without a fault in the sums: a faulty one beyond it saturates (ReaLM, DAC'25).
+    """
+    # Before the sums are struck, which happens in place.
+    clean = worth(sums) if again else sums
+    scales = [_scale(_group(clean, rows), (-2, -1)) for rows in again]
+    outputs = worth(accumulator(sums))
+    for rows, scale in zip(again, scales, strict=True):
+        group = _group(outputs, rows)
+        group.copy_(_rounded(group, scale) * scale)
+    return outputs
+
+
+def _group(values: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """A view of some channels, shape (..., channels) to (..., blocks, channels of a block)."""
+    blocks = values.view(*values.shape[:-1], -1, rows.period)
+    return blocks[..., rows.offset : rows.offset + rows.length]
 
 
 def _integer_product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -68,14 +114,21 @@ def _integer_product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor
 
 
 @torch.no_grad()
-def to_integers(module: torch.nn.Module, names: dict[str, str], calibration: list[torch.Tensor]) -> None:
+def projections_to_integers(
+    module: torch.nn.Module, outputs: Sequence[OutputSite], again: Sequence[str], calibration: Sequence[torch.Tensor]
+) -> None:
     """Put `Int8Linear` in the place of the projections of decoder layers, in place.
 
-    `names` are their paths with their components; `calibration` are token ids, shape (rows, tokens), whose activations
-    set how much of each input channel's range moves into the weights: s = max|x|^0.5 / max|w|^0.5, by channel
-    (SmoothQuant, Xiao et al., ICML 2023, equation 4). Raises InputError where nothing can be replaced.
+    `outputs` are the model's; those of the components `again` are quantised again. `calibration` are token ids, shape
+    (rows, tokens), whose activations set how much of each input channel's range moves into the weights:
+    s = max|x|^0.5 / max|w|^0.5, by channel (SmoothQuant, Xiao et al., ICML 2023, equation 4). Raises InputError where
+    nothing can be replaced.
     """
-    chosen = {name: module.get_submodule(name) for name, part in names.items() if part in _PROJECTIONS}
+    shares: dict[str, list[OutputSite]] = {}
+    for site in outputs:
+        if site.layer is not None and site.component in _PROJECTIONS:
+            shares.setdefault(site.module, []).append(site)
+    chosen = {name: module.get_submodule(name) for name in shares}
     linear = {name: part for name, part in chosen.items() if isinstance(part, torch.nn.Linear | Conv1D)}
     if not linear:
         raise InputError("the model has no projections that could be computed in integers: leave arithmetic out")
@@ -100,6 +153,7 @@ def to_integers(module: torch.nn.Module, names: dict[str, str], calibration: lis
         of_weight = weight.float().abs().amax(0)
         smooth = largest[name] ** _MIGRATION / of_weight ** (1 - _MIGRATION)
         usable = smooth.isfinite() & (smooth > 0)
+        smooth = torch.where(usable, smooth, torch.ones_like(smooth))
+        groups = [site.rows for site in shares[name] if site.component in again]
         parent, _, own = name.rpartition(".")
-        made = Int8Linear(weight.detach(), part.bias, torch.where(usable, smooth, torch.ones_like(smooth)))
-        setattr(module.get_submodule(parent), own, made)
+        setattr(module.get_submodule(parent), own, Int8Linear(weight.detach(), part.bias, smooth, groups))

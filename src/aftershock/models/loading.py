@@ -20,16 +20,23 @@ from aftershock.models.components import ComponentMap
 from aftershock.models.conversion import converted, first_line
 from aftershock.models.demo import pull
 from aftershock.models.devices import devices_of, split_over
-from aftershock.models.integer import to_integers
+from aftershock.models.integer import projections_to_integers
 from aftershock.models.mapping import component_map
+from aftershock.models.products import products_to_integers
 from aftershock.models.stored import StoredWords, rounded, words_of_file
 from aftershock.numerics import NumberFormat, format_of
 
 Attention = Literal["sdpa", "eager"]
 """How attention is computed: by a fused kernel, or step by step, where its scores and probabilities can be reached."""
 
-Arithmetic = Literal["w8a8"]
-"""How projections are computed, where not in the model's dtype."""
+Arithmetic = Literal["w8a8", "w8a8-requantised"]
+"""How the products of decoder layers are computed, where not in the model's dtype."""
+
+_QUANTISED_AGAIN: dict[Arithmetic, tuple[str, ...]] = {
+    "w8a8": (),
+    "w8a8-requantised": ("q", "k", "v", "sv", "gate", "up", "fc1"),
+}
+"""Components whose outputs are rounded to int8 once more (ReaLM, DAC'25)."""
 
 _SENTENCES = (
     "The river rose after three days of rain, and the old bridge had to be closed until the water fell again.",
@@ -108,12 +115,23 @@ def load(
     torch may take another kernel, which rounds otherwise). `storage`, one of `STORAGE`, rounds the weights of the
     projections in decoder layers to that format, and keeps its words; those of a GGUF file are kept where it is not
     given. `arithmetic = "w8a8"` computes the projections in integers (`Int8Linear`), their ranges migrated as
-    SmoothQuant does with the activations of a few sentences.
+    SmoothQuant does with the activations of a few sentences, and attention's two products too (`QueriesByKeys`,
+    `ProbabilitiesByValues`), for which it computes attention step by step; `w8a8-requantised` rounds the outputs of q,
+    k, v, sv, gate, up and fc1 to int8 once more.
 
     Raises InputError for a model that is missing, damaged, pickled, quantised, without a tokenizer or of an
     unknown architecture, and for an unsupported dtype or device.
     """
     number_format, devices = format_of(dtype), devices_of(device)
+    if arithmetic is not None:
+        if len(devices) > 1 or storage is not None:
+            raise InputError(f'arithmetic = "{arithmetic}" takes one device, and no storage: leave the others out')
+        if attention == "sdpa":
+            raise InputError(
+                f'arithmetic = "{arithmetic}" computes attention\'s products too, which no fused kernel shows: '
+                'leave attention = "sdpa" out'
+            )
+        attention = "eager"
     with _transformers_quiet():
         file = _gguf_file(spec, progress)
         folder = _folder(spec, progress) if file is None else converted(file, progress)
@@ -123,9 +141,9 @@ def load(
         module.eval().requires_grad_(False)
         components = component_map(module)
         if arithmetic is not None:
-            if len(devices) > 1 or storage is not None:
-                raise InputError('arithmetic = "w8a8" takes one device, and no storage: leave the others out')
-            to_integers(module, _layer_modules(components), _calibration(tokenizer, devices[0]))
+            again = _QUANTISED_AGAIN[arithmetic]
+            projections_to_integers(module, components.outputs, again, _calibration(tokenizer, devices[0]))
+            products_to_integers(module, dict.fromkeys(site.module for site in components.cached), again)
             components = component_map(module)
         stored = None
         if storage is not None:
@@ -135,15 +153,6 @@ def load(
     if stored is not None:
         components = replace(components, stored=tuple(stored.sites(components)))
     return LoadedModel(module, tokenizer, spec, number_format.dtype, devices[0], components, stored)
-
-
-def _layer_modules(components: ComponentMap) -> dict[str, str]:
-    """The modules of decoder layers that hold one component alone, with it; of a fused one, with its first."""
-    names: dict[str, str] = {}
-    for site in components.outputs:
-        if site.layer is not None:
-            names.setdefault(site.module, site.component)
-    return names
 
 
 def _calibration(tokenizer: Any, device: torch.device) -> list[torch.Tensor]:

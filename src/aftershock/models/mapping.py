@@ -11,23 +11,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from transformers.pytorch_utils import Conv1D
 
 from aftershock.errors import InputError
-from aftershock.models.components import (
-    COMPONENTS,
-    CachePart,
-    CacheSite,
-    ComponentMap,
-    HeadPart,
-    HeadSite,
-    OutputSite,
-    ParameterSite,
-    Rows,
-)
+from aftershock.models.attention import cache_sites, head_sites, product_sites
+from aftershock.models.components import COMPONENTS, ComponentMap, OutputSite, ParameterSite, Rows
 
 ARCHITECTURES: tuple[str, ...] = (
     "GPT2LMHeadModel",
@@ -140,15 +131,15 @@ def component_map(module: torch.nn.Module) -> ComponentMap:
             f"({f'no component for {shown}' if unmapped else 'the class is not known'}): "
             f"choose a model of {', '.join(ARCHITECTURES)}, or add the family as docs/models.md tells"
         )
-    cached = tuple(_cache_sites(module))
+    cached = cache_sites(module, [path for path, _ in module.named_modules() if _is_attention(path)])
     return ComponentMap(
         architecture,
         config.num_hidden_layers,
         tuple(parameters),
         tuple(_output_sites(module, config, "")),
         cached,
-        tuple(_head_sites(cached, config)),
-        accumulators=tuple(_output_sites(module, config, _SUMS)),
+        head_sites(cached, config),
+        accumulators=(*_output_sites(module, config, _SUMS), *product_sites(cached, module)),
     )
 
 
@@ -160,6 +151,10 @@ def output_tensor(output: Any) -> torch.Tensor:
 
 def _pattern_of(path: str) -> _Pattern | None:
     return next((p for p in _PATTERNS if re.fullmatch(rf"(?:.*\.)?(?:{p.path})", path)), None)
+
+
+def _is_attention(path: str) -> bool:
+    return re.fullmatch(rf"(?:.*\.)?(?:{_ATTENTION})", path) is not None
 
 
 def _layer_of(path: str) -> int | None:
@@ -209,33 +204,6 @@ def _output_sites(module: torch.nn.Module, config: Any, inner: str) -> Iterator[
         for component, rows in pattern.shares(config, channels):
             features = channels // rows.period * rows.length
             yield OutputSite(path, component, _layer_of(path), features, channels, rows, layout)
-
-
-def _cache_sites(module: torch.nn.Module) -> Iterator[CacheSite]:
-    """What a pass over one token leaves in the cache, layer by layer."""
-    ids = torch.zeros((1, 1), dtype=torch.long, device=next(module.parameters()).device)
-    with torch.inference_mode():
-        output: Any = module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
-    attention = {
-        _layer_of(path): path for path, _ in module.named_modules() if re.fullmatch(rf"(?:.*\.)?(?:{_ATTENTION})", path)
-    }
-    for layer, kept in enumerate(output.past_key_values.layers):
-        for part in get_args(CachePart):
-            states = kept.keys if part == "key" else kept.values
-            window = getattr(kept, "sliding_window", None)
-            yield CacheSite(attention[layer], part, layer, states.shape[1], states.shape[3], window)
-
-
-def _head_sites(cached: tuple[CacheSite, ...], config: Any) -> Iterator[HeadSite]:
-    """What each attention makes, layer by layer; fused kernels show nothing of their scores and probabilities, nor does
-    GPT-2's attention in fp32 (`reorder_and_upcast_attn`)."""
-    shown = config._attn_implementation == "eager" and not getattr(config, "reorder_and_upcast_attn", False)
-    for kept in cached:
-        if kept.part == "value":
-            for part in get_args(HeadPart):
-                if part == "head_output" or shown:
-                    heads = config.num_attention_heads
-                    yield HeadSite(kept.module, part, kept.layer, heads, kept.channels, kept.window)
 
 
 def _output_shapes(module: torch.nn.Module, batch: int, tokens: int, inner: str) -> dict[str, tuple[int, ...]]:

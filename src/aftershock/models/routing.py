@@ -24,6 +24,12 @@ class _LogitsGiven(TorchFunctionMode):
         return self._logits if func is torch.nn.functional.linear else func(*args, **(kwargs or {}))
 
 
+def chosen_experts(output: Any) -> torch.Tensor | None:
+    """The experts that a router's output chooses, int64, shape (tokens, experts a token); None for the gate of a shared
+    expert, which chooses none."""
+    return output[2] if isinstance(output, tuple) else None
+
+
 def reroute(router: torch.nn.Module, hidden: torch.Tensor, logits: torch.Tensor) -> Any:
     """What a router would have returned had its logits been these.
 

@@ -6,11 +6,13 @@ from aftershock.replay.executor import Distance, Executor, ItemRun, Job, ModelCr
 from aftershock.replay.fast import FastExecutor
 from aftershock.replay.reference import ReferenceExecutor
 from aftershock.replay.trace import residual_error
+from aftershock.replay.use import ExpertUse, expert_use
 
 __all__ = [
     "Batch",
     "Distance",
     "Executor",
+    "ExpertUse",
     "FastExecutor",
     "ItemRun",
     "Job",
@@ -19,6 +21,7 @@ __all__ = [
     "ReferenceExecutor",
     "Run",
     "distance",
+    "expert_use",
     "make_batches",
     "residual_error",
 ]

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TypeVar
 
 from aftershock.faults import ALWAYS, ActivationSite, Fault, WeightSite, splits
-from aftershock.inject import Struck, changes_one_channel
+from aftershock.inject import Struck, StruckSet, changes_one_channel
 from aftershock.models import LoadedModel
 from aftershock.replay.executor import Job
 
@@ -35,8 +35,8 @@ def members(jobs: Sequence[Job], height: int) -> tuple[Member, ...]:
         Member(
             job,
             range(place * height, (place + 1) * height),
-            tuple(number for number, fault in enumerate(job.faults) if isinstance(fault.site, WeightSite)),
-            tuple(number for number, fault in enumerate(job.faults) if not isinstance(fault.site, WeightSite)),
+            tuple(number for number, fault in enumerate(job.faults) if fault.in_weights),
+            tuple(number for number, fault in enumerate(job.faults) if not fault.in_weights),
         )
         for place, job in enumerate(jobs)
     )
@@ -54,9 +54,12 @@ def weights_by_row(own: Sequence[Member], called: Sequence[int]) -> dict[tuple[i
 
 
 def sociable(model: LoadedModel, job: Job) -> bool:
-    """Whether a job can share a run: it has faults, none needs a cut, and those in weights are there all the time, in
-    one channel, and in no module inside which something else is struck (it runs again for them)."""
-    weights = [fault for fault in job.faults if isinstance(fault.site, WeightSite)]
+    """Whether a job can share a run: it has faults, none needs a cut or strikes every token of an output, and those in
+    weights are there all the time, in one channel, and in no module inside which something else is struck (it runs
+    again for them)."""
+    if any(fault.spreads for fault in job.faults):
+        return False
+    weights = [fault for fault in job.faults if fault.in_weights]
     always = all(fault.trigger == ALWAYS and changes_one_channel(model, fault) for fault in weights)
     again = {fault.site.parameter.rpartition(".")[0] for fault in weights if isinstance(fault.site, WeightSite)}
     struck = [fault.site.module for fault in job.faults if isinstance(fault.site, ActivationSite)]
@@ -64,12 +67,12 @@ def sociable(model: LoadedModel, job: Job) -> bool:
     return bool(job.faults) and not splits(job.faults) and always and not inside
 
 
-def renumbered(struck: Iterable[Struck], numbers: Sequence[int]) -> tuple[Struck, ...]:
+def renumbered(struck: Iterable[Struck | StruckSet], numbers: Sequence[int]) -> tuple[Struck | StruckSet, ...]:
     """Strikes of faults that are `numbers` of their set, numbered as there."""
     return tuple(replace(one, fault=numbers[one.fault]) for one in struck)
 
 
-def strikes_of(member: Member, struck: Iterable[Struck], begin: int) -> tuple[Struck, ...]:
+def strikes_of(member: Member, struck: Iterable[Struck | StruckSet], begin: int) -> tuple[Struck | StruckSet, ...]:
     """The member's own strikes among those of all activation faults, of which its own begin with number `begin`;
     rows are counted from its first."""
     own = range(begin, begin + len(member.activations))
@@ -77,7 +80,7 @@ def strikes_of(member: Member, struck: Iterable[Struck], begin: int) -> tuple[St
         (
             replace(one, fault=one.fault - begin, row=one.row - member.rows.start)
             for one in struck
-            if one.fault in own and one.row is not None
+            if isinstance(one, Struck) and one.fault in own and one.row is not None
         ),
         member.activations,
     )

@@ -19,7 +19,7 @@ import torch
 
 from aftershock.errors import ContractError, InputError
 from aftershock.faults import Fault
-from aftershock.inject import Struck
+from aftershock.inject import Struck, StruckSet
 from aftershock.replay.batches import Batch
 from aftershock.tasks import Answer
 
@@ -63,7 +63,7 @@ class Run:
     where it ran to its end)."""
 
     items: tuple[ItemRun, ...]
-    struck: tuple[Struck, ...]
+    struck: tuple[Struck | StruckSet, ...]
     proof: Proof | None = None
 
 
@@ -74,13 +74,13 @@ class ModelCrashedError(Exception):
     result, and neither is a fault that can't be armed: those exceptions pass through as they are.
     """
 
-    def __init__(self, error: Exception, struck: tuple[Struck, ...]) -> None:
+    def __init__(self, error: Exception, struck: tuple[Struck | StruckSet, ...]) -> None:
         super().__init__(str(error))
         self.error, self.struck = error, struck
 
 
 @contextmanager
-def crashes_told(struck: Callable[[], tuple[Struck, ...]]) -> Iterator[None]:
+def crashes_told(struck: Callable[[], tuple[Struck | StruckSet, ...]]) -> Iterator[None]:
     """The model runs inside, and it alone: an exception there that is a result is raised as ModelCrashedError, with
     what was `struck` by then."""
     try:

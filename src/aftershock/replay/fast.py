@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from aftershock.errors import ContractError
-from aftershock.inject import Injection, Struck, changes_one_channel, row_faults
+from aftershock.inject import Injection, Struck, StruckSet, changes_one_channel, row_faults
 from aftershock.models import ColumnCache, LoadedModel, Pass, continue_greedy, forced_call
 from aftershock.numerics import words
 from aftershock.replay.batches import Batch
@@ -132,7 +132,7 @@ class FastExecutor(ReferenceExecutor):
             except ModelCrashedError as error:
                 yield member.job, error
 
-    def _struck_weights(self, member: Member) -> tuple[Struck, ...]:
+    def _struck_weights(self, member: Member) -> tuple[Struck | StruckSet, ...]:
         with Injection(self.model, member.faults(member.weights)) as injection:
             return renumbered(injection.struck, member.weights)
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from aftershock.faults import ALWAYS, Fault, WeightSite
-from aftershock.inject import Struck
+from aftershock.faults import ALWAYS, Fault
+from aftershock.inject import Struck, StruckSet
 from aftershock.models import FIRST_TOKEN, LoadedModel, Prefix, decode, end_tokens, has_ended
 from aftershock.replay.batches import Batch
 from aftershock.replay.executor import Distance, Job
@@ -40,7 +40,7 @@ class Pending:
     band: float
     apart: tuple[Distance, ...]
     reached: frozenset[int]
-    struck: tuple[Struck, ...]
+    struck: tuple[Struck | StruckSet, ...]
 
     @property
     def certain(self) -> int:
@@ -120,18 +120,17 @@ def settled(faults: tuple[Fault, ...], prefix: Prefix) -> bool:
     def decided(fault: Fault) -> bool:
         if fault.trigger.end is not None:
             return fault.trigger.end <= following
-        return fault.first <= following if isinstance(fault.site, WeightSite) else fault.first < following
+        if fault.spreads:
+            # What an answer goes on with is struck too.
+            return False
+        return fault.first <= following if fault.in_weights else fault.first < following
 
     return all(map(decided, faults))
 
 
 def lasting(faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
     """The faults that are still there when a settled answer goes on."""
-    return tuple(
-        replace(fault, trigger=ALWAYS)
-        for fault in faults
-        if isinstance(fault.site, WeightSite) and fault.trigger.end is None
-    )
+    return tuple(replace(fault, trigger=ALWAYS) for fault in faults if fault.in_weights and fault.trigger.end is None)
 
 
 def columns_of(batch: Batch) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from aftershock.faults import CachedSite, Fault, WeightSite, column_of, parameter_site, site_of
+from aftershock.faults import CachedSite, Fault, Site, WeightSite, column_of, parameter_site, site_of
 from aftershock.models import Block, LoadedModel
 
 BEFORE_LAYERS = ("embedding", "position")
@@ -51,7 +51,7 @@ def _layers(fault: Fault, model: LoadedModel, block: Block) -> tuple[int, int | 
         return site.layer, site.layer
     if not site.component.startswith(BEFORE_LAYERS):
         return components.layers, None
-    if not isinstance(fault.site, WeightSite):
+    if not fault.in_weights:
         return 0, 0
     tied = "+" in site.component
     if tied and _embeds_no_token(fault.site, site.component, model, block):
@@ -62,15 +62,15 @@ def _layers(fault: Fault, model: LoadedModel, block: Block) -> tuple[int, int | 
 
 def _never_read(fault: Fault, model: LoadedModel, block: Block) -> bool:
     """Whether a fault lies in a row of the embedding that nothing looks up, and that is not the head's too."""
-    if not isinstance(fault.site, WeightSite):
+    if not fault.in_weights:
         return False
     component = parameter_site(fault, model.components).component
     return "+" not in component and _embeds_no_token(fault.site, component, model, block)
 
 
-def _embeds_no_token(place: WeightSite, component: str, model: LoadedModel, block: Block) -> bool:
+def _embeds_no_token(place: Site, component: str, model: LoadedModel, block: Block) -> bool:
     """Whether a weight lies in the embedding of a token that the block does not hold."""
-    if not component.startswith("embedding"):
+    if not (component.startswith("embedding") and isinstance(place, WeightSite)):
         return False
     table = isinstance(model.module.get_submodule(place.parameter.rpartition(".")[0]), torch.nn.Embedding)
     return table and not bool((block.tokens == place.index[0]).any())
@@ -80,7 +80,7 @@ def _columns(fault: Fault, block: Block, width: int) -> tuple[int, int]:
     """Columns [start, stop) of the block in which the fault is there; none of them for a moment that never comes."""
     end = fault.trigger.end
     start, stop = min(block.start(fault.first), width), width if end is None else min(block.start(end), width)
-    if isinstance(fault.site, WeightSite):
+    if fault.in_weights or fault.spreads:
         return (start, stop) if start < stop else (width, width)
     # Rows with contexts of one length have the token in one column.
     rows = dict(zip(block.context_lengths, range(block.rows), strict=True)).values()

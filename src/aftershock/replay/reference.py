@@ -8,7 +8,7 @@ from itertools import repeat
 import torch
 
 from aftershock.faults import Fault, splits
-from aftershock.inject import Injection, Struck
+from aftershock.inject import Injection, Struck, StruckSet
 from aftershock.models import (
     FIRST_TOKEN,
     Block,
@@ -165,7 +165,7 @@ class ReferenceExecutor:
         forced: Forced | Proof,
         apart: tuple[Distance, ...],
         reached: frozenset[int],
-        struck: tuple[Struck, ...],
+        struck: tuple[Struck | StruckSet, ...],
     ) -> Run | Pending:
         """The same from what the teacher-forced run gave, or from the proof that it would give golden's; `apart` is how
         far each item's logits lie from golden's."""
@@ -308,7 +308,7 @@ def _as_golden(
     proof: Proof,
     apart: tuple[Distance, ...],
     reached: frozenset[int],
-    struck: tuple[Struck, ...],
+    struck: tuple[Struck | StruckSet, ...],
 ) -> Run:
     """The run of a trial that is proved to be golden's."""
     items = zip(golden.run.items, apart, job.batch.sequence_of, strict=True)

@@ -5,7 +5,7 @@ from itertools import islice
 
 import torch
 
-from aftershock.inject import Struck
+from aftershock.inject import Struck, StruckSet
 from aftershock.models import LoadedModel
 from aftershock.replay.batches import Batch
 from aftershock.replay.executor import Distance, ItemRun, Run
@@ -21,7 +21,7 @@ def score(
     logits: Iterable[tuple[torch.Tensor, ...]],
     apart: Iterable[Distance | None],
     reached: frozenset[int],
-    struck: tuple[Struck, ...],
+    struck: tuple[Struck | StruckSet, ...],
 ) -> Run:
     """The run that a teacher-forced pass makes; `reached` are the sequences that a fault reached, `logits` and `apart`
     are those of each item."""

@@ -65,8 +65,10 @@ def _memory(device: torch.device) -> int:
 
 
 def memory_budget(device: torch.device) -> int:
-    """Bytes that an executor may keep where nobody says: 2 GiB, on a GPU half of its memory."""
-    return _memory(device) // (2 if device.type == "cuda" else 8)
+    """Bytes that an executor may keep where nobody says: 2 GiB, on a GPU half of this process's share of its memory."""
+    if device.type != "cuda":
+        return _memory(device) // 8
+    return int(_memory(device) * torch.cuda.get_per_process_memory_fraction(device.index)) // 2
 
 
 BY_DEVICE = MappingProxyType({"cpu": Shapes(1, 256, 64, 128), "cuda": Shapes(32, 2**15, 8192)})

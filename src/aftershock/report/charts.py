@@ -4,15 +4,16 @@ A chart takes its width and its theme (axes, text, colour ramp) from the page th
 parameter, `site`, which picks the rows of one kind of site or of all.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
 import altair as alt
 import polars as pl
 
 from aftershock.models import COMPONENTS
+from aftershock.report.drawing import ACCENT, NEUTRAL, RATE_TOOLTIPS, SHARE, finished, ordered, rate_colour, top
 from aftershock.report.tables import ALL_SITES, OUTSIDE
 from aftershock.report.wording import rate
+from aftershock.study import UNUSED
 from aftershock.tasks import OUTCOMES
 
 OUTCOME_COLOURS = {
@@ -29,14 +30,7 @@ OUTCOME_COLOURS = {
 STAGES = ("prefill", "first_token", "decode", "persistent")
 
 _CLASS_COLOURS = {"sign": "#8d79e0", "exponent": "#d9504c", "mantissa": "#3d8fc6", "integer": "#3d8fc6"}
-_ACCENT = "#d9504c"
-_NEUTRAL = "#8a94a0"
 _OF_SITE = "datum.site === site"
-_SHARE = alt.Axis(format="~%", tickCount=6)
-_RATE_TOOLTIPS = (
-    alt.Tooltip("written:N", title="SDC rate, 95 % interval"),
-    alt.Tooltip("n:Q", title="faults"),
-)
 
 Floor = tuple[float, float, float]
 """The noise floor of the SDC rate: estimate, low, high."""
@@ -44,14 +38,14 @@ Floor = tuple[float, float, float]
 
 def component_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
     """SDC rate by component (rows: `rate_frame` by component), with the noise floor behind it."""
-    rows = _ordered(rates["component"], COMPONENTS)
+    rows = ordered(rates["component"], COMPONENTS)
     y = alt.Y("component:N", title=None, scale=alt.Scale(domain=rows))
-    x = alt.X("estimate:Q", title="SDC rate", axis=_SHARE)
+    x = alt.X("estimate:Q", title="SDC rate", axis=SHARE)
     base = _base(rates)
-    tooltip = [alt.Tooltip("component:N"), *_RATE_TOOLTIPS]
-    bars = base.mark_rule(strokeWidth=2, color=_NEUTRAL).encode(x=alt.X("low:Q", title="SDC rate"), x2="high:Q", y=y)
-    dots = base.mark_point(filled=True, size=70, color=_ACCENT, opacity=1).encode(x=x, y=y, tooltip=tooltip)
-    return _finished(
+    tooltip = [alt.Tooltip("component:N"), *RATE_TOOLTIPS]
+    bars = base.mark_rule(strokeWidth=2, color=NEUTRAL).encode(x=alt.X("low:Q", title="SDC rate"), x2="high:Q", y=y)
+    dots = base.mark_point(filled=True, size=70, color=ACCENT, opacity=1).encode(x=x, y=y, tooltip=tooltip)
+    return finished(
         (
             *_floor_line(floor, "x"),
             bars,
@@ -63,9 +57,9 @@ def component_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
 
 def stage_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
     """SDC rate by stage (rows: `rate_frame` by stage)."""
-    stages = alt.Scale(domain=_ordered(rates["stage"], STAGES))
+    stages = alt.Scale(domain=ordered(rates["stage"], STAGES))
     x = alt.X("stage:N", title=None, scale=stages, axis=alt.Axis(labelAngle=0))
-    return _upright(rates, x, "stage", alt.ColorValue(_ACCENT), floor)
+    return _upright(rates, x, "stage", alt.ColorValue(ACCENT), floor)
 
 
 def layer_chart(rates: pl.DataFrame, floor: Floor | None, layers: int) -> alt.LayerChart:
@@ -76,7 +70,7 @@ def layer_chart(rates: pl.DataFrame, floor: Floor | None, layers: int) -> alt.La
         scale=alt.Scale(domain=list(range(layers))),
         axis=alt.Axis(labelAngle=0, labelOverlap=True),
     )
-    return _upright(rates, x, "layer", alt.ColorValue(_ACCENT), floor)
+    return _upright(rates, x, "layer", alt.ColorValue(ACCENT), floor)
 
 
 def bit_chart(rates: pl.DataFrame, floor: Floor | None, bits: int) -> alt.LayerChart:
@@ -101,7 +95,14 @@ def field_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
     """SDC rate by field of stored words, with the bit's class in fields that are numbers (rows: `rate_frame` by
     bit_class)."""
     x = alt.X("bit_class:N", title=None, axis=alt.Axis(labelAngle=0))
-    return _upright(rates, x, "bit_class", alt.ColorValue(_ACCENT), floor)
+    return _upright(rates, x, "bit_class", alt.ColorValue(ACCENT), floor)
+
+
+def use_chart(rates: pl.DataFrame, floor: Floor | None) -> alt.LayerChart:
+    """SDC rate by how often the struck expert is chosen (rows: `rate_frame` by use)."""
+    classes = sorted(set(rates["use"]), key=lambda name: (name != UNUSED, name))
+    x = alt.X("use:N", title="share of tokens that choose the expert", sort=classes, axis=alt.Axis(labelAngle=0))
+    return _upright(rates, x, "use", alt.ColorValue(ACCENT), floor)
 
 
 def outcome_chart(shares: pl.DataFrame) -> alt.LayerChart:
@@ -109,8 +110,8 @@ def outcome_chart(shares: pl.DataFrame) -> alt.LayerChart:
     changed = shares.filter(pl.col("outcome") != "masked").with_columns(
         rank=pl.col("outcome").map_elements(OUTCOMES.index, return_dtype=pl.Int64())
     )
-    rows = _ordered(changed["component"], COMPONENTS)
-    top = _top(changed.group_by("site", "component").agg(pl.col("estimate").sum())["estimate"])
+    rows = ordered(changed["component"], COMPONENTS)
+    largest = top(changed.group_by("site", "component").agg(pl.col("estimate").sum())["estimate"])
     shown = [outcome for outcome in OUTCOMES if outcome in set(changed["outcome"])]
     chosen = alt.selection_point(fields=["outcome"], bind="legend", name="outcome_chosen")
     chart = (
@@ -120,8 +121,8 @@ def outcome_chart(shares: pl.DataFrame) -> alt.LayerChart:
             x=alt.X(
                 "estimate:Q",
                 title="share of eligible items, mean over faults",
-                scale=alt.Scale(domain=[0, top]),
-                axis=_SHARE,
+                scale=alt.Scale(domain=[0, largest]),
+                axis=SHARE,
             ),
             y=alt.Y("component:N", title=None, scale=alt.Scale(domain=rows)),
             color=alt.Color(
@@ -141,7 +142,7 @@ def outcome_chart(shares: pl.DataFrame) -> alt.LayerChart:
         )
         .add_params(chosen)
     )
-    return _finished((chart,), 24 * len(rows))
+    return finished((chart,), 24 * len(rows))
 
 
 def heatmap(rates: pl.DataFrame, layers: int) -> alt.LayerChart:
@@ -150,8 +151,8 @@ def heatmap(rates: pl.DataFrame, layers: int) -> alt.LayerChart:
     The number in a cell is its number of faults; a cell that no fault hit is an empty outline, not a zero.
     """
     columns = [OUTSIDE, *map(str, range(layers))]
-    rows = _ordered(rates["component"], COMPONENTS)
-    top = _top(rates.filter(pl.col("site") == ALL_SITES)["estimate"])
+    rows = ordered(rates["component"], COMPONENTS)
+    largest = top(rates.filter(pl.col("site") == ALL_SITES)["estimate"])
     grid = pl.DataFrame({"component": rows}).join(pl.DataFrame({"layer": columns}), how="cross")
     x = alt.X(
         "layer:N",
@@ -160,26 +161,21 @@ def heatmap(rates: pl.DataFrame, layers: int) -> alt.LayerChart:
         axis=alt.Axis(labelAngle=0, labelOverlap=True),
     )
     y = alt.Y("component:N", title=None, scale=alt.Scale(domain=rows))
-    empty = alt.Chart(grid).mark_rect(filled=False, stroke=_NEUTRAL, strokeOpacity=0.25, strokeWidth=1).encode(x=x, y=y)
+    empty = alt.Chart(grid).mark_rect(filled=False, stroke=NEUTRAL, strokeOpacity=0.25, strokeWidth=1).encode(x=x, y=y)
     base = _base(rates)
-    cells = base.mark_rect(stroke=_NEUTRAL, strokeOpacity=0.35, strokeWidth=0.5).encode(
+    cells = base.mark_rect(stroke=NEUTRAL, strokeOpacity=0.35, strokeWidth=0.5).encode(
         x=x,
         y=y,
-        color=alt.Color(
-            "estimate:Q",
-            title="SDC rate",
-            scale=alt.Scale(domain=[0, top], clamp=True),
-            legend=alt.Legend(orient="top", format="~%", gradientLength=160, gradientThickness=10),
-        ),
-        tooltip=[alt.Tooltip("component:N"), alt.Tooltip("layer:N"), *_RATE_TOOLTIPS],
+        color=rate_colour(largest),
+        tooltip=[alt.Tooltip("component:N"), alt.Tooltip("layer:N"), *RATE_TOOLTIPS],
     )
     counts = base.mark_text(fontSize=9, opacity=0.75).encode(x=x, y=y, text=alt.Text("n:Q"))
     on_dark = (
-        base.transform_filter(f"datum.estimate > {0.6 * top}")
+        base.transform_filter(f"datum.estimate > {0.6 * largest}")
         .mark_text(fontSize=9, color="white")
         .encode(x=x, y=y, text=alt.Text("n:Q"))
     )
-    return _finished(
+    return finished(
         (
             empty,
             cells,
@@ -237,7 +233,7 @@ def growth_chart(growth: pl.DataFrame) -> alt.LayerChart:
     )
     middle = (
         _base(median)
-        .mark_line(strokeWidth=3, strokeDash=[6, 3], color=_NEUTRAL)
+        .mark_line(strokeWidth=3, strokeDash=[6, 3], color=NEUTRAL)
         .encode(x=x, y=y, tooltip=[alt.Tooltip("error:Q", title="median", format=".3g"), alt.Tooltip("n:Q")])
     )
     crosses = (
@@ -246,7 +242,7 @@ def growth_chart(growth: pl.DataFrame) -> alt.LayerChart:
         .mark_point(shape="cross", size=40, filled=True)
         .encode(x=x, y=alt.value(0), color=colour, tooltip=[*tooltip, alt.Tooltip("depth:Q")])
     )
-    return _finished(
+    return finished(
         (
             lines,
             middle,
@@ -261,11 +257,11 @@ def _upright(
 ) -> alt.LayerChart:
     """Points with vertical intervals over the categories of `x`."""
     base = _base(rates)
-    tooltip = [alt.Tooltip(f"{label}:N", title=label), *_RATE_TOOLTIPS]
-    y = alt.Y("estimate:Q", title="SDC rate", axis=_SHARE)
-    bars = base.mark_rule(strokeWidth=2, color=_NEUTRAL).encode(x=x, y=alt.Y("low:Q", title="SDC rate"), y2="high:Q")
+    tooltip = [alt.Tooltip(f"{label}:N", title=label), *RATE_TOOLTIPS]
+    y = alt.Y("estimate:Q", title="SDC rate", axis=SHARE)
+    bars = base.mark_rule(strokeWidth=2, color=NEUTRAL).encode(x=x, y=alt.Y("low:Q", title="SDC rate"), y2="high:Q")
     dots = base.mark_point(filled=True, size=70, opacity=1).encode(x=x, y=y, color=colour, tooltip=tooltip)
-    return _finished(
+    return finished(
         (
             *_floor_line(floor, "y"),
             bars,
@@ -282,31 +278,10 @@ def _floor_line(floor: Floor | None, axis: Literal["x", "y"]) -> tuple[alt.Chart
     channel = alt.X if axis == "x" else alt.Y
     tooltip = alt.Tooltip("written:N", title="noise floor, 95 % interval")
     line = alt.Chart(pl.DataFrame({"estimate": [floor[0]], "written": [rate(*floor)]})).mark_rule(
-        color=_NEUTRAL, strokeDash=[4, 3], strokeWidth=1.5
+        color=NEUTRAL, strokeDash=[4, 3], strokeWidth=1.5
     )
     return (line.encode(**{axis: channel("estimate:Q", title="SDC rate")}, tooltip=tooltip),)
 
 
 def _base(rows: pl.DataFrame) -> alt.Chart:
     return alt.Chart(rows).transform_filter(_OF_SITE)
-
-
-def _finished(layers: Sequence[alt.Chart], height: int) -> alt.LayerChart:
-    site = alt.param(name="site", value=ALL_SITES)
-    autosize = alt.AutoSizeParams(type="fit-x", contains="padding")
-    return (
-        alt.LayerChart(layer=list(layers))
-        .add_params(site)
-        .properties(width="container", height=height, autosize=autosize)
-    )
-
-
-def _top(shares: pl.Series) -> float:
-    """Where an axis of shares ends: at the largest, at 1 % where there is none above zero."""
-    return max(shares.to_list(), default=0.0) or 0.01
-
-
-def _ordered(values: pl.Series, order: Sequence[str]) -> list[str]:
-    """The distinct values, those of `order` first and in its order."""
-    found = sorted(set(values))
-    return [value for value in order if value in found] + [value for value in found if value not in order]

@@ -8,7 +8,9 @@ import polars as pl
 
 from aftershock.report.examples import ANSWERS, AnswerRow, WorstRow, answer_rows, changed, worst_rows
 from aftershock.report.generate import GenerateContent, generate_content
+from aftershock.report.sweep import SweepContent, sweep_content
 from aftershock.report.tables import ALL_SITES, outcome_frame, trial_frame
+from aftershock.report.takeaways import TakeawayContent, takeaway_content
 from aftershock.report.wording import (
     interval,
     percent,
@@ -22,7 +24,6 @@ from aftershock.study import (
     SdcRate,
     StoredStudy,
     Summary,
-    SweptRate,
     to_toml,
 )
 
@@ -69,18 +70,6 @@ class OutcomeRow:
 
 
 @dataclass(frozen=True)
-class SweepRow:
-    """One combination of a sweep: the value of each key, and the rates over its faults."""
-
-    values: tuple[tuple[str, str], ...]
-    faults: str
-    silent: str
-    detected: str
-    accuracy: str
-    loss: str
-
-
-@dataclass(frozen=True)
 class Content:
     """Everything a report says, in words; the charts are drawn from `trials`."""
 
@@ -90,7 +79,8 @@ class Content:
     figures: tuple[Figure, ...]
     outcomes: tuple[OutcomeRow, ...]
     changed_wrong: str
-    sweep: tuple[SweepRow, ...]
+    sweep: SweepContent | None
+    takeaways: TakeawayContent | None
     generate: GenerateContent | None
     worst: tuple[WorstRow, ...]
     answers: tuple[AnswerRow, ...]
@@ -113,7 +103,8 @@ def content(stored: StoredStudy, summary: Summary) -> Content:
         figures=tuple(_figures(summary)),
         outcomes=tuple(_outcome_rows(trials, summary)),
         changed_wrong=_changed_wrong(summary),
-        sweep=tuple(map(_sweep_row, summary.sweep)),
+        sweep=sweep_content(summary),
+        takeaways=takeaway_content(summary.takeaways),
         generate=None if summary.against_generate is None else generate_content(summary.against_generate),
         worst=tuple(worst_rows(trials, stored)),
         answers=tuple(islice(answer_rows(stored), ANSWERS)),
@@ -203,21 +194,6 @@ def _changed_wrong(summary: Summary) -> str:
         f"Of the answers that golden gets wrong, {summary.wrong_to_right:,} became right and "
         f"{summary.wrong_to_other:,} became wrong in another way; they are counted apart from SDC. "
         f"{summary.unreached:,} answers had ended before the fault's moment came; they count nowhere."
-    )
-
-
-def _sweep_row(found: SweptRate) -> SweepRow:
-    def written(share: Rate | None) -> str:
-        return "" if share is None else rate(share.estimate, share.low, share.high)
-
-    loss = found.relative_loss
-    return SweepRow(
-        tuple(found.values.items()),
-        f"{found.trials:,}",
-        written(found.sdc),
-        written(found.due),
-        written(found.accuracy),
-        "" if loss is None else rate(*loss),
     )
 
 

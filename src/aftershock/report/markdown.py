@@ -7,6 +7,7 @@ import polars as pl
 
 from aftershock.report.content import Content, content
 from aftershock.report.tables import ALL_SITES, rate_frame
+from aftershock.report.takeaways import TakeawayContent
 from aftershock.report.wording import visible
 from aftershock.study import StoredStudy, Summary
 
@@ -22,12 +23,12 @@ def markdown(stored: StoredStudy, summary: Summary) -> str:
         f"# {escaped(said.title)}",
         escaped(said.statement),
         *(f"**{escaped(warning)}**" for warning in said.warnings),
-        _table(
+        table(
             ("figure", "value", "95 % interval", "n"),
             [(figure.title, figure.value, figure.interval, figure.n) for figure in said.figures],
         ),
         "## Outcomes",
-        _table(
+        table(
             ("outcome", "rule", "share", "95 % interval", "faults", "answers", "noise floor"),
             [
                 (row.outcome, row.meaning, row.share, row.interval, row.faults, row.pairs, row.noise)
@@ -38,13 +39,14 @@ def markdown(stored: StoredStudy, summary: Summary) -> str:
         *_sweep(said),
         *_generate(said),
         *_rates(said),
+        *takeaway_blocks(said.takeaways),
         "## Worst faults",
-        _table(
+        table(
             ("trial", "fault", "value", "SDC", "DUE", "repeat it"),
             [(str(row.trial), row.fault, row.change, row.silent, row.detected, row.replay) for row in said.worst],
         ),
         "## Faulty answers",
-        _table(
+        table(
             ("trial", "item", "outcome", "golden", "faulty"),
             [
                 (str(row.trial), row.item, row.outcome, row.common + row.golden, row.common + row.faulty)
@@ -52,7 +54,7 @@ def markdown(stored: StoredStudy, summary: Summary) -> str:
             ],
         ),
         "## What ran, and on what",
-        _table(("", ""), said.circumstances),
+        table(("", ""), said.circumstances),
         "## Reproduce and cite",
         "\n".join(f"    {line}" for line in (said.command, "", *said.settings.splitlines())),
         escaped(said.citation),
@@ -61,29 +63,51 @@ def markdown(stored: StoredStudy, summary: Summary) -> str:
 
 
 def _sweep(said: Content) -> Iterable[str]:
-    if said.sweep:
-        yield "## Combination by combination"
-        yield _table(
-            (
-                *(key for key, _ in said.sweep[0].values),
-                "faults",
-                "SDC",
-                "DUE",
-                "accuracy",
-                "relative loss of accuracy",
-            ),
+    if said.sweep is None:
+        return
+    yield "## Combination by combination"
+    rows = said.sweep.rows
+    yield table(
+        (*(key for key, _ in rows[0].values), "faults", "SDC", "DUE", "accuracy", "relative loss of accuracy"),
+        [
+            (*(value for _, value in row.values), row.faults, row.silent, row.detected, row.accuracy, row.loss)
+            for row in rows
+        ],
+    )
+    for more in said.sweep.tables:
+        yield f"### {escaped(more.title)}"
+        yield escaped(more.note)
+        yield table(more.header, more.rows)
+
+
+def takeaway_blocks(said: TakeawayContent | None) -> Iterable[str]:
+    """The blocks of the section on published takeaways; none where nothing could be tested."""
+    if said is not None:
+        yield "## Seventeen published takeaways"
+        yield escaped(said.introduction)
+        yield table(
+            ("no.", "takeaway", "content", "verdict", "effect, 95 % interval", "p (Holm)", "faults"),
             [
-                (*(value for _, value in row.values), row.faults, row.silent, row.detected, row.accuracy, row.loss)
-                for row in said.sweep
+                (
+                    str(row.number),
+                    row.claim,
+                    row.label,
+                    row.verdict,
+                    f"{row.effect} {row.interval} {row.unit}",
+                    row.p,
+                    row.n,
+                )
+                for row in said.rows
             ],
         )
+        yield escaped(said.untested)
 
 
 def _generate(said: Content) -> Iterable[str]:
     if said.generate is not None:
         yield "## Beside plain generate"
         yield escaped(said.generate.introduction)
-        yield _table(
+        yield table(
             ("", "share", "95 % interval", "n"),
             [(row.what, row.share, row.interval, row.n) for row in said.generate.rows],
         )
@@ -95,13 +119,14 @@ def _rates(said: Content) -> Iterable[str]:
         rates = rate_frame(said.trials, [column]).filter(pl.col("site") == ALL_SITES)
         if not rates.is_empty():
             yield f"## SDC rate by {column}"
-            yield _table(
+            yield table(
                 (column, "SDC rate, 95 % interval", "faults"),
                 [tuple(map(str, row)) for row in rates.select(column, "written", "n").iter_rows()],
             )
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its cells escaped; `None.` where there is no row."""
     if not rows:
         return "None."
     lines = [header, ["---"] * len(header), *([escaped(cell) for cell in row] for row in rows)]

@@ -5,12 +5,13 @@ import hashlib
 from importlib.resources import files
 
 import vl_convert
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from aftershock.report.charts import OUTCOME_COLOURS
 from aftershock.report.content import Content, content
 from aftershock.report.panels import panels
+from aftershock.report.sweep_charts import sweep_panels
 from aftershock.report.tables import ALL_SITES
 from aftershock.report.wording import visible
 from aftershock.study import StoredStudy, Summary
@@ -31,20 +32,25 @@ def page(stored: StoredStudy, summary: Summary) -> str:
             said.trials, stored.trials, stored.environment, (floor.estimate, floor.low, floor.high) if floor.n else None
         )
     )
+    of_sweep = tuple(sweep_panels(summary))
     vega: str = vl_convert.javascript_bundle()
     scripts = (vega, (_ASSETS / "page.js").read_text("utf-8"))
-    template = _environment().from_string((_ASSETS / "page.html.j2").read_text("utf-8"))
-    return template.render(
-        said=said,
-        panels=drawn,
-        specs={panel.name: panel.spec for panel in drawn if panel.spec is not None},
-        colours=OUTCOME_COLOURS,
-        sites=_sites(said),
-        all_sites=ALL_SITES,
-        scale=max(summary.sdc_rate.high, summary.any_sdc.high, summary.due_rate.high),
-        style=Markup((_ASSETS / "page.css").read_text("utf-8")),
-        scripts=tuple(Markup(script) for script in scripts),
-        hashes=tuple(_hash(script) for script in scripts),
+    return (
+        environment()
+        .get_template("page.html.j2")
+        .render(
+            said=said,
+            panels=drawn,
+            sweep_panels=of_sweep,
+            specs={panel.name: panel.spec for panel in (*of_sweep, *drawn) if panel.spec is not None},
+            colours=OUTCOME_COLOURS,
+            sites=_sites(said),
+            all_sites=ALL_SITES,
+            scale=max(summary.sdc_rate.high, summary.any_sdc.high, summary.due_rate.high),
+            style=Markup((_ASSETS / "page.css").read_text("utf-8")),
+            scripts=tuple(Markup(script) for script in scripts),
+            hashes=tuple(_hash(script) for script in scripts),
+        )
     )
 
 
@@ -57,9 +63,15 @@ def _hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Templates that escape whatever they put out, and write control characters out."""
     environment = Environment(
-        autoescape=True, finalize=_visible, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("aftershock.report", "assets"),
+        autoescape=True,
+        finalize=_visible,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "ensure_ascii": True}
     return environment

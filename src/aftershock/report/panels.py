@@ -18,6 +18,7 @@ from aftershock.report.charts import (
     layer_chart,
     outcome_chart,
     stage_chart,
+    use_chart,
 )
 from aftershock.report.tables import OUTSIDE, growth_frame, outcome_frame, rate_frame
 from aftershock.study import Environment, TrialRecord
@@ -84,6 +85,15 @@ def panels(
         2,
         _spec(by_stage, stage_chart(by_stage, floor)),
     )
+    by_use = rate_frame(trials.filter(pl.col("use").is_not_null()), ["use"])
+    if not by_use.is_empty():
+        yield Panel(
+            "use",
+            "SDC rate by how often the expert is chosen",
+            "Faults in weights of experts, by the share of the task's tokens that golden runs send through the expert.",
+            6,
+            _spec(by_use, use_chart(by_use, floor)),
+        )
     traced = tuple(record for record in records if record.residual_error is not None)
     growth = growth_frame(traced[:: -(-len(traced) // TRACED_LINES) or 1])
     yield Panel(

@@ -42,6 +42,9 @@ _TRIAL_SCHEMA: dict[str, pl.DataType] = {
     "stratum": pl.String(),
     "stratum_chance": pl.Float64(),
     "round": pl.Int64(),
+    "expert": pl.Int64(),
+    "expert_use": pl.Float64(),
+    "use": pl.String(),
 }
 
 _ITEM_SCHEMA: dict[str, pl.DataType] = {
@@ -68,7 +71,8 @@ def trial_frame(trials: Iterable[TrialRecord]) -> pl.DataFrame:
     The outcome columns count the eligible items; `sdc_share` and `due_share` are their shares (null where no item
     is eligible). `bit` is set where the faults flip one single bit position, `old_value` and `new_value` are
     those of the first strike, `score_change`, `rmse` and `kl` the means over the items. `stratum`, its chance in the
-    population and `round` are null where faults were drawn uniformly.
+    population and `round` are null where faults were drawn uniformly; `expert`, `expert_use` and `use`, its class,
+    where no expert's weights were struck.
     """
     return pl.DataFrame((_trial_row(trial) for trial in trials), schema=_TRIAL_SCHEMA)
 
@@ -102,6 +106,9 @@ def _trial_row(trial: TrialRecord) -> dict[str, object]:
         "stratum": trial.stratum,
         "stratum_chance": trial.stratum_chance,
         "round": trial.round,
+        "expert": trial.expert,
+        "expert_use": trial.expert_use,
+        "use": trial.use_class,
     }
 
 

@@ -1,6 +1,7 @@
 """Put a study's report on disk."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from aftershock.errors import InputError
@@ -22,6 +23,12 @@ def write_report(stored: StoredStudy, folder: Path) -> Path:
         "report.md": markdown(stored, summary),
         "report.html": page(stored, summary),
     }
+    replaced(folder, texts)
+    return folder / "report.html"
+
+
+def replaced(folder: Path, texts: Mapping[str, str]) -> None:
+    """Put files into a folder, each replaced whole or not at all. Raises InputError when it can't be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():
@@ -31,7 +38,6 @@ def write_report(stored: StoredStudy, folder: Path) -> Path:
             f"the report can't be written to {folder} ({error.strerror}): "
             "check the folder, its rights and the space left on the disk"
         ) from None
-    return folder / "report.html"
 
 
 def _replace(path: Path, text: str) -> None:

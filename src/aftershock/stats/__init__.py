@@ -17,6 +17,7 @@ from aftershock.stats.comparison import (
     rate_difference,
     unpaired_difference,
 )
+from aftershock.stats.degradation import Cells, Degradation, HeldOut, Prediction, Term, fit_degradation, held_out
 from aftershock.stats.estimates import Comparison, Estimate
 from aftershock.stats.fragility import (
     awrcl,
@@ -25,10 +26,12 @@ from aftershock.stats.fragility import (
     relative_change,
     threshold_interval,
 )
-from aftershock.stats.intervals import rule_of_three, wilson
+from aftershock.stats.intervals import exact, rule_of_three, wilson
 from aftershock.stats.nonfinite import NonFinite, nonfinite_chance, parameters_from_nan, published_nan_chance
 from aftershock.stats.sequences import anytime_interval
 from aftershock.stats.sizing import sample_size, sample_size_relative
+from aftershock.stats.testing import holm, p_above, p_below, p_equivalent, pooled
+from aftershock.stats.trend import rank_trend
 from aftershock.stats.weighted import (
     Design,
     design_of,
@@ -40,11 +43,16 @@ from aftershock.stats.weighted import (
 )
 
 __all__ = [
+    "Cells",
     "Clustering",
     "Comparison",
+    "Degradation",
     "Design",
     "Estimate",
+    "HeldOut",
     "NonFinite",
+    "Prediction",
+    "Term",
     "any_rate",
     "anytime_interval",
     "awrcl",
@@ -56,17 +64,26 @@ __all__ = [
     "design_of",
     "drop_threshold",
     "effective_sample_size",
+    "exact",
     "fault_shares",
+    "fit_degradation",
+    "held_out",
+    "holm",
     "importance_interval",
     "items_per_fault",
     "mcnemar",
     "neyman_allocation",
     "nonfinite_chance",
     "one_stratum",
+    "p_above",
+    "p_below",
+    "p_equivalent",
     "paired_difference",
     "paired_excess",
     "parameters_from_nan",
+    "pooled",
     "published_nan_chance",
+    "rank_trend",
     "rate_difference",
     "relative_change",
     "rule_of_three",

@@ -57,10 +57,11 @@ def drop_threshold(severities: npt.ArrayLike, baseline: float, accuracies: npt.A
     before = np.take_along_axis(changes, first - 1, axis=-1)[..., 0]
     after = np.take_along_axis(changes, first, axis=-1)[..., 0]
     first = first[..., 0]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        part = (drop - before) / (after - before)
     logs = np.log(steps)
-    between = np.exp(logs[first - 1] + part * (logs[first] - logs[first - 1]))
+    # Where the drop is not reached this is no number of use, nor is it used.
+    with np.errstate(all="ignore"):
+        part = (drop - before) / (after - before)
+        between = np.exp(logs[first - 1] + part * (logs[first] - logs[first - 1]))
     return np.where(reached[..., 0], 0.0, np.where(reached.any(axis=-1), between, np.inf))
 
 

@@ -41,9 +41,19 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Estimate:
 
     Raises InputError unless 0 <= successes <= n, n >= 1.
     """
-    if not 0 <= successes <= n or n < 1:
-        raise InputError(f"{successes} successes in {n} tries is no rate: give 0 <= successes <= tries, tries >= 1")
+    _check_tries(successes, n)
     low, high = wilson_bounds(successes / n, n, confidence)
+    return Estimate(successes / n, low, high, n)
+
+
+def exact(successes: int, n: int, confidence: float = 0.95) -> Estimate:
+    """Rate of `successes` in `n` independent tries with its exact interval (Clopper and Pearson, Biometrika 1934),
+    which holds for the rarest events too.
+
+    Raises InputError unless 0 <= successes <= n, n >= 1.
+    """
+    _check_tries(successes, n)
+    low, high = exact_bounds(successes / n, n, confidence)
     return Estimate(successes / n, low, high, n)
 
 
@@ -57,3 +67,8 @@ def rule_of_three(n: int, confidence: float = 0.95) -> float:
     if n < 1:
         raise InputError(f"{n} tries bound nothing: give at least 1")
     return float(1 - (1 - confidence) ** (1 / n))
+
+
+def _check_tries(successes: int, n: int) -> None:
+    if not 0 <= successes <= n or n < 1:
+        raise InputError(f"{successes} successes in {n} tries is no rate: give 0 <= successes <= tries, tries >= 1")

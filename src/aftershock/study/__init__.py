@@ -3,9 +3,23 @@
 from aftershock.study.advice import Advice, advise
 from aftershock.study.again import Replay, replay_trial
 from aftershock.study.against_generate import AgainstGenerate, SdcTest
+from aftershock.study.campaign import (
+    CampaignSummary,
+    Member,
+    MemberState,
+    MemberSummary,
+    is_campaign_folder,
+    load_members,
+    run_campaign,
+    summarise_campaign,
+)
 from aftershock.study.compare import StudyComparison, compare_studies
 from aftershock.study.crew import Crew
+from aftershock.study.curves import SEVERITIES, Curve, Fragility, rising, severity_text
+from aftershock.study.degradation import DegradationModel
 from aftershock.study.hiring import process_crew, ray_crew, require_ray
+from aftershock.study.kept import Measure
+from aftershock.study.members import expand, is_campaign, table_of
 from aftershock.study.outlook import Outlook, estimate_seconds, outlook
 from aftershock.study.plan import Plan, make_plan
 from aftershock.study.rates import Rate
@@ -13,6 +27,7 @@ from aftershock.study.records import (
     DUE,
     RECORD_VERSION,
     SDC,
+    UNUSED,
     Environment,
     GeneratedAnswer,
     GeneratedItem,
@@ -31,22 +46,33 @@ from aftershock.study.settings import StudySettings, check_settings, read_settin
 from aftershock.study.store import Store, StoredStudy, load_study
 from aftershock.study.summary import SdcRate, Summary, summarise
 from aftershock.study.swept import SweptRate
+from aftershock.study.takeaways import Takeaway, takeaways
 from aftershock.study.verdict import Ranked, Verdict, verdict
 
 __all__ = [
     "DUE",
     "RECORD_VERSION",
     "SDC",
+    "SEVERITIES",
+    "UNUSED",
     "Advice",
     "AgainstGenerate",
     "Block",
+    "CampaignSummary",
     "Crew",
+    "Curve",
+    "DegradationModel",
     "Environment",
+    "Fragility",
     "GeneratedAnswer",
     "GeneratedItem",
     "GeneratedTrial",
     "GoldenRecord",
     "ItemRecord",
+    "Measure",
+    "Member",
+    "MemberState",
+    "MemberSummary",
     "NoiseRecord",
     "Outlook",
     "Plan",
@@ -67,12 +93,17 @@ __all__ = [
     "StudySettings",
     "Summary",
     "SweptRate",
+    "Takeaway",
     "TrialRecord",
     "Verdict",
     "advise",
     "check_settings",
     "compare_studies",
     "estimate_seconds",
+    "expand",
+    "is_campaign",
+    "is_campaign_folder",
+    "load_members",
     "load_study",
     "make_plan",
     "next_block",
@@ -83,9 +114,15 @@ __all__ = [
     "read_settings",
     "replay_trial",
     "require_ray",
+    "rising",
+    "run_campaign",
     "run_study",
+    "severity_text",
     "summarise",
+    "summarise_campaign",
     "summarise_study",
+    "table_of",
+    "takeaways",
     "to_toml",
     "verdict",
 ]

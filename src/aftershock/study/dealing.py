@@ -8,7 +8,7 @@ from types import MappingProxyType, TracebackType
 from typing import Protocol, cast
 
 from aftershock.errors import ContractError, InputError
-from aftershock.faults import Fault, StoredWordSite, WeightSite, site_of
+from aftershock.faults import Fault, ScatteredWeights, StoredWordSite, WeightSite, site_of
 from aftershock.study.plan import Plan, Trial
 from aftershock.study.records import GeneratedTrial, NoiseRecord, TrialRecord
 from aftershock.study.worker import Duty, Failed, Free, Lost, Message, Result, Task
@@ -199,5 +199,5 @@ def _place(plan: Plan, fault: Fault) -> tuple[int, str]:
     site = fault.site
     layer = site_of(fault, plan.model.components).layer
     return -1 if layer is None else layer, site.parameter if isinstance(
-        site, WeightSite | StoredWordSite
+        site, WeightSite | StoredWordSite | ScatteredWeights
     ) else site.module

@@ -2,7 +2,8 @@
 
 import time
 
-from aftershock.faults import splits
+from aftershock.faults import ScatteredWeights, splits
+from aftershock.models import decode
 from aftershock.replay import ReferenceExecutor
 from aftershock.stats import sample_size, sample_size_relative, wilson
 from aftershock.study.advice import Advice, trial_seconds
@@ -21,8 +22,10 @@ class Outlook(Record):
     `population` counts the values (weights) and channels (activations) that faults are drawn from; zero for a list.
     `sizes` gives the faults needed for an absolute error at 95 % (Leveugle et al., DATE 2009, p = 0.5),
     `size_for_rare` those for a relative error of 25 % at a rate of 1 %. `half_width` is the widest half interval
-    that this many trials leave, `upper_bound_if_none` the upper bound if no fault does harm. `seconds` is None where
-    nothing was timed. `rounds` tells what a study in rounds will do and when it stops; empty for one without.
+    that this many trials leave, `upper_bound_if_none` the upper bound if no fault does harm. `pace` tells which short
+    cut of the executor the faults can't have (docs/replay.md), empty where they have all; its price is in `seconds`,
+    which is None where nothing was timed. `rounds` tells what a study in rounds will do and when it stops;
+    empty for one without.
     """
 
     plan_digest: str
@@ -37,6 +40,7 @@ class Outlook(Record):
     upper_bound_if_none: float
     seconds: float | None
     rounds: str
+    pace: str = ""
     advice: Advice | None = None
 
     def text(self) -> str:
@@ -54,6 +58,8 @@ class Outlook(Record):
         ]
         if self.rounds:
             lines.insert(1, f"rounds     {self.rounds}")
+        if self.pace:
+            lines.append(f"pace       {self.pace}")
         if self.advice is not None:
             lines.append(self.advice.text())
         if self.seconds is not None:
@@ -91,8 +97,25 @@ def outlook(plan: Plan, *, seconds: float | None = None, advice: Advice | None =
         upper_bound_if_none=none.high,
         seconds=seconds,
         rounds=_rounds(plan),
+        pace=_pace(plan),
         advice=advice,
     )
+
+
+def _pace(plan: Plan) -> str:
+    """What the faults of the first trials can't have, of what makes others fast."""
+    if not any(batch.generates for batch in plan.used_batches):
+        return ""
+    # Of a stratified plan the trials of the first round alone are known.
+    known = plan.settings.round_ends[0] if plan.strata else plan.trials
+    faults = [fault for trial in range(min(known, 12)) for fault in plan.faults_of(trial)]
+    if any(fault.spreads and (fault.trigger.end or decode(2)) > decode(1) for fault in faults):
+        return "answers that leave golden's are decoded token by token from the first, since faults in outputs last"
+    if any(isinstance(fault.site, ScatteredWeights) for fault in faults):
+        return (
+            "answers that leave golden's are written on trial by trial, since faults are scattered over whole tensors"
+        )
+    return ""
 
 
 def _rounds(plan: Plan) -> str:

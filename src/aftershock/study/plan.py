@@ -5,7 +5,7 @@ import json
 import platform
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from itertools import accumulate
@@ -24,6 +24,7 @@ from aftershock.faults import (
     Cell,
     Fault,
     Flip,
+    Labels,
     Population,
     Stratum,
     cell_faults,
@@ -38,11 +39,12 @@ from aftershock.faults import (
 )
 from aftershock.models import COMPONENTS, LoadedModel, end_tokens, load, model_hash
 from aftershock.numerics import generator
-from aftershock.replay import Batch, make_batches
+from aftershock.replay import Batch, ExpertUse, make_batches
 from aftershock.stats import neyman_allocation
+from aftershock.study.experts import drawn_from, measured_use
 from aftershock.study.records import Environment
 from aftershock.study.settings import StudySettings
-from aftershock.tasks import Task, load_task
+from aftershock.tasks import Task
 
 PILOT = 100
 """Fewest trials of a first round whose size is not given."""
@@ -83,6 +85,7 @@ class Trial:
 class Plan:
     """Settings made concrete on a model: batches of items, the population of faults, the digest of it all.
 
+    `use` tells how often each expert is chosen, where faults may strike the weights of experts.
     A stratified plan has `strata`, and knows the trials of its `rounds`: the first one when it is made, each later one
     once the records of those before are there (`next_block`).
     """
@@ -95,6 +98,7 @@ class Plan:
     environment: Environment
     strata: tuple[Stratum, ...] = ()
     rounds: tuple[Round, ...] = ()
+    use: ExpertUse = field(default_factory=dict)
 
     @property
     def trials(self) -> int:
@@ -117,15 +121,24 @@ class Plan:
         """SHA-256 of everything that decides results; names of files and places are not in it."""
         content = self.settings.model_dump(mode="json")
         content["model"]["spec"] = self.environment.model_hash
-        content["task"]["spec"] = self.task.digest
+        content["task"] |= {"spec": self.task.digest, "shots_from": None}
         configuration: Any = self.model.module.config
         content["configuration"] = {
             key: value for key, value in configuration.to_dict().items() if key != "_name_or_path"
         }
         content["end_tokens"] = sorted(end_tokens(self.model))
         content["rows"] = hashlib.sha256(repr([batch.rows for batch in self.batches]).encode()).hexdigest()
+        if self.use:
+            content["expert_use"] = sorted(self.use.items())
         content["environment"] = self.environment.model_dump(mode="json", exclude={"model"})
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+    def use_of(self, label: Labels) -> float | None:
+        """How often the expert that a fault strikes is chosen; None where it strikes none, or several, or where the
+        model does not show it."""
+        if label.expert is None or label.layer not in self.use:
+            return None
+        return self.use[label.layer][label.expert]
 
     def place_of(self, trial: int) -> Place | None:
         """Round and stratum of trial `trial`, which lies in one of the rounds known; None in a plan without strata."""
@@ -220,7 +233,7 @@ def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
     threads = settings.run.threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     settings = settings.model_copy(update={"run": settings.run.model_copy(update={"threads": threads})})
-    task = load_task(settings.task.spec, settings.task.limit, settings.task.max_new_tokens)
+    task = settings.task.load()
     say(f"loading {settings.model.spec} as {settings.model.dtype} on {settings.model.device}")
     wanted = settings.model
     model = load(wanted.spec, wanted.dtype, wanted.device, say, settings.attention, wanted.storage, wanted.arithmetic)
@@ -231,15 +244,13 @@ def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
         for fault in parse_faults(line):
             check(fault, model.components, model.format)
         element_faults(model, parse_faults(line))
+    population = Population() if settings.fault_list else select(settings.faults, model.components)
     say("hashing the model and reading the task")
-    plan = Plan(
-        settings,
-        model,
-        task,
-        make_batches(task.items, model, settings.run.batch_items, settings.run.seed),
-        Population() if settings.fault_list else select(settings.faults, model.components),
-        _environment(settings, model, threads),
-    )
+    batches = make_batches(task.items, model, settings.run.batch_items, settings.run.seed)
+    environment = _environment(settings, model, threads)
+    use = measured_use(settings, model, population, batches, say)
+    population = drawn_from(settings.faults, population, use)
+    plan = Plan(settings, model, task, batches, population, environment, use=use)
     if settings.run.in_rounds:
         plan = _in_rounds(plan)
     if settings.sweep:
@@ -297,9 +308,17 @@ def _swept(plan: Plan) -> Plan:
         selection = stratum.cells[0].selection
         if "stored" not in selection.sites:
             selection.bit_positions(plan.model.format)
+    strata = tuple(
+        replace(stratum, cells=tuple(replace(cell, population=_drawn(plan, cell)) for cell in stratum.cells))
+        for stratum in strata
+    )
     least, more = divmod(plan.settings.trials, len(strata))
     counts = tuple(least + (number < more) for number in range(len(strata)))
     return replace(plan, strata=strata, rounds=(Round(0, counts),))
+
+
+def _drawn(plan: Plan, cell: Cell) -> Population:
+    return drawn_from(cell.selection, cell.population, plan.use)
 
 
 def check_unchanged(plan: Plan) -> None:

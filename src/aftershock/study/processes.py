@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
-import torch
-
+from aftershock.models import share_gpus
 from aftershock.study.worker import Duty, Lost, Message, Orders, Task, Worker
 
 _CONTEXT = multiprocessing.get_context("spawn")  # a forked process can't use CUDA, nor threads that were there before
@@ -22,7 +21,7 @@ class _Employed:
 
 
 class Processes:
-    """A team of `size` processes. Where the device is `cuda`, they take the machine's GPUs in turn."""
+    """A team of `size` processes. Where the device is `cuda`, they share the machine's GPUs."""
 
     def __init__(self, orders: Orders, size: int) -> None:
         self._orders, self._size = orders, size
@@ -37,7 +36,7 @@ class Processes:
         if place in self._employed:
             _end(self._employed.pop(place))
         ours, theirs = _CONTEXT.Pipe()
-        process = _CONTEXT.Process(target=_serve, args=(theirs, self._orders, place), daemon=True)
+        process = _CONTEXT.Process(target=_serve, args=(theirs, self._orders, place, self._size), daemon=True)
         # Ctrl-C is for the study, which ends its workers itself: they inherit that it is blocked.
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -80,10 +79,10 @@ def _end(one: _Employed) -> None:
     one.connection.close()
 
 
-def _serve(connection: Connection, orders: Orders, place: int) -> None:
+def _serve(connection: Connection, orders: Orders, place: int, size: int) -> None:
     """A worker's life: until the other end is closed, or the process is killed."""
     if orders.settings.model.device == "cuda":
-        torch.cuda.set_device(place % torch.cuda.device_count())
+        share_gpus(place, size)
     worker = Worker(orders)
     with suppress(EOFError, OSError):
         for message in worker.load():

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from aftershock.replay import Proof
 from aftershock.tasks import OUTCOMES, Outcome, is_sdc
 
-RECORD_VERSION = 4
+RECORD_VERSION = 5
 
 ItemOutcome = Literal[Outcome, "unreached"]
 """`unreached`: the fault's moment never came for this item (its answer had ended before)."""
@@ -20,6 +20,10 @@ SDC = frozenset(outcome for outcome in OUTCOMES if is_sdc(outcome))
 
 DUE = frozenset({"non_finite", "crash"})
 """Detected, unrecoverable errors: they show by themselves."""
+
+
+UNUSED = "never"
+"""The class of experts that no token chooses."""
 
 
 def _missing(value: object) -> bool:
@@ -75,11 +79,14 @@ class TrialRecord(Record):
     """One trial: its faults, what they struck, and what became of each item.
 
     The labels (`site` ... `stage`) are the fault's own; "several" where the faults of the set differ.
-    Of a set of more than 64 faults the first 64 lines and strikes are kept; `fault_count` tells how many there were,
-    `strikes_digest` covers all of them. `residual_error` is the relative error of the residual stream after the
-    embedding and after each layer (the largest over the items), for the trials that are traced. In a stratified study
-    `stratum` names the trial's stratum, `stratum_chance` is the chance that a draw of the whole selection falls into
-    it, and `round` counts the rounds of trials from 0; a study drawn uniformly keeps none of them.
+    Of a set of more than 64 faults the first 64 lines and strikes are kept; `fault_count` tells how many there were (a
+    scattered set counts as the words that it struck), `strikes_digest` covers all of them. `residual_error` is the
+    relative error of the residual stream after the embedding and after each layer (the largest over the items), for the
+    trials that are traced. In a stratified study `stratum` names the trial's stratum, `stratum_chance` is the chance
+    that a draw of the whole selection falls into it, and `round` counts the rounds of trials from 0; a study drawn
+    uniformly keeps none of them.
+    Where the weights of one expert are struck, `expert` is its number in the layer and `expert_use` the share of the
+    tokens of golden runs that choose it.
     `proof` tells how the executor knew the trial to be golden's without running it to the end; it is no part of the
     result, which is the same where nobody looked for a proof.
     """
@@ -100,12 +107,22 @@ class TrialRecord(Record):
     stratum: str | None = Field(None, exclude_if=_missing)
     stratum_chance: float | None = Field(None, exclude_if=_missing)
     round: int | None = Field(None, exclude_if=_missing)
+    expert: int | None = Field(None, exclude_if=_missing)
+    expert_use: float | None = Field(None, exclude_if=_missing)
     proof: Proof | None = Field(None, exclude_if=_missing)
 
     @property
     def result(self) -> str:
         """The record without its proof, as JSON: equal texts mean equal results, whatever executor came to them."""
         return self.model_dump_json(exclude={"proof"})
+
+    @property
+    def use_class(self) -> str | None:
+        """How often the struck expert is chosen, to a tenth of the tokens; None where none was struck."""
+        if self.expert_use is None:
+            return None
+        tenth = min(int(10 * self.expert_use), 9)
+        return f"{tenth / 10} to {(tenth + 1) / 10}" if self.expert_use else UNUSED
 
     @property
     def eligible(self) -> tuple[ItemRecord, ...]:
@@ -145,7 +162,7 @@ class GeneratedTrial(Record):
 
 class GoldenRecord(Record):
     """One item's fault-free answer. `options` are the texts to choose from; `output` and `reference` of a choice are
-    their numbers."""
+    their numbers. `chance` is the probability that a guess is right, 0 where there is nothing to choose from."""
 
     item: str
     kind: str
@@ -156,6 +173,7 @@ class GoldenRecord(Record):
     reference: str | None
     right: bool | None
     score: float
+    chance: float
 
 
 class NoiseRecord(Record):

@@ -159,11 +159,12 @@ def _golden(plan: Plan, executor: Executor, store: Store, watch: Watch) -> None:
                 kind=item.kind,
                 group=item.group,
                 prompt=item.contexts[0],
-                options=item.continuations if item.kind == "choice" else (),
+                options=item.continuations if item.kind == "choice" else item.options,
                 output=run.answer.output,
                 reference=None if item.answer is None else str(item.answer),
                 right=run.answer.right,
                 score=run.answer.score,
+                chance=item.chance,
             )
             for item, run in zip(batch.items, first, strict=True)
         ]

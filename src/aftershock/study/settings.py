@@ -14,6 +14,7 @@ from aftershock.faults import MAKES_SCORES, Selection, StratumKey, combinations,
 from aftershock.models import Arithmetic, Attention
 from aftershock.numerics import STORAGE
 from aftershock.study.rules import Rule, parse_rule
+from aftershock.tasks import Answers, Asking, Task, load_task
 
 TRIALS, TRIALS_UNTIL = 400, 20_000
 """Trials of a study whose file says nothing, without and with a rule that ends it earlier."""
@@ -26,7 +27,8 @@ class _Table(BaseModel):
 class ModelSettings(_Table):
     """`[model]`: a model spec (`demo:NAME`, a folder, a .gguf file, a hub id), dtype and device; `attention` not
     given: `eager` where scores or probabilities are to be struck, else transformers' own choice; `storage`, a packed
-    format that weights are rounded to (`aftershock.numerics.STORAGE`); `arithmetic = "w8a8"`: projections in integers.
+    format that weights are rounded to (`aftershock.numerics.STORAGE`); `arithmetic`, `w8a8` or `w8a8-requantised`:
+    projections and attention's products in integers.
     """
 
     spec: str = "demo:smollm2-135m"
@@ -44,12 +46,22 @@ class ModelSettings(_Table):
 
 
 class TaskSettings(_Table):
-    """`[task]`: `probe` or the path of a task file; the first `limit` items of a file, or an even share
-    of every group of the probe set; tokens to generate."""
+    """`[task]`: `probe`, the path of a task file, or `lm_eval:` and a task of lm-evaluation-harness; the first `limit`
+    items of a file, or an even share of every group of the probe set; tokens to generate; how the questions are put
+    (`aftershock.tasks.Asking`)."""
 
     spec: str = "probe"
     limit: int | None = Field(None, ge=1)
     max_new_tokens: int | None = Field(None, ge=1)
+    answers: Answers = "likelihood"
+    shots: int = Field(0, ge=0)
+    shots_from: str | None = None
+    unsafe_code: bool = False
+
+    def load(self) -> Task:
+        """The task. Raises InputError."""
+        asking = Asking(self.answers, self.shots, self.shots_from, self.unsafe_code)
+        return load_task(self.spec, self.limit, self.max_new_tokens, asking)
 
 
 class RunSettings(_Table):

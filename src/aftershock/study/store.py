@@ -17,6 +17,7 @@ from aftershock.study.records import (
     Environment,
     GeneratedTrial,
     GoldenRecord,
+    ItemOutcome,
     NoiseRecord,
     TrialRecord,
 )
@@ -76,6 +77,14 @@ class StoredStudy:
         stored = {record.trial for record in self.trials}
         complete = [end for end in self.settings.round_ends if all(trial in stored for trial in range(end))]
         return tuple(record for record in self.trials if record.trial < max(complete, default=0))
+
+    @cached_property
+    def noise_sweeps(self) -> tuple[dict[str, ItemOutcome], ...]:
+        """The outcome of each item in every whole sweep of the noise floor."""
+        sweeps: dict[int, dict[str, ItemOutcome]] = {}
+        for record in self.noise:
+            sweeps.setdefault(record.sweep, {}).update((item.item, item.outcome) for item in record.items)
+        return tuple(outcomes for outcomes in sweeps.values() if len(outcomes) == len(self.golden))
 
     @property
     def records_digest(self) -> str:

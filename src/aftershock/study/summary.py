@@ -20,10 +20,13 @@ from aftershock.stats import (
 )
 from aftershock.study.against_generate import AgainstGenerate, against_generate
 from aftershock.study.audit import Audit, audit_of
+from aftershock.study.curves import Curve, sweep_curves
+from aftershock.study.degradation import DegradationModel, degradation_model
 from aftershock.study.rates import Floats, Rate, mean_rate
 from aftershock.study.records import DUE, SDC, ItemOutcome, ItemRecord, Record, TrialRecord
 from aftershock.study.store import StoredStudy
 from aftershock.study.swept import SweptRate, swept_rates
+from aftershock.study.takeaways import Takeaway, takeaways
 from aftershock.study.verdict import Verdict, design
 
 LABELS = MappingProxyType[str, Callable[[TrialRecord], str | None]](
@@ -34,6 +37,7 @@ LABELS = MappingProxyType[str, Callable[[TrialRecord], str | None]](
         "stage": lambda trial: trial.stage,
         "bit_class": lambda trial: trial.bit_class,
         "bit": lambda trial: str(trial.bits[0]) if len(trial.bits) == 1 else None,
+        "expert_use": lambda trial: trial.use_class,
     }
 )
 """What the SDC rate is broken down by; None where a fault has no such label."""
@@ -111,6 +115,9 @@ class Summary(Record):
     groups: dict[str, tuple[LabelledRate, ...]]
     strata: tuple[StratumRate, ...]
     sweep: tuple[SweptRate, ...]
+    curves: tuple[Curve, ...]
+    degradation: DegradationModel | None
+    takeaways: tuple[Takeaway, ...]
     verdict: Verdict | None
     seconds: float
 
@@ -138,6 +145,13 @@ class Summary(Record):
         if self.against_generate is not None:
             lines.insert(-1, f"generate      {self.against_generate.text()}")
         lines[-1:-1] = [f"  {one.text()}" for one in self.sweep]
+        lines[-1:-1] = [f"  {one.text()}" for one in self.curves]
+        if self.degradation is not None:
+            lines.insert(-1, f"  {self.degradation.text()}")
+        tested = [one for one in self.takeaways if one.tested]
+        if tested:
+            held = (f"{one.number} {one.verdict}" for one in tested if one.verdict != "not enough evidence")
+            lines.insert(-1, f"takeaways     {len(tested)} of 17 tested: {', '.join(held) or 'none decided'}")
         if self.strata:
             lines.insert(
                 1,
@@ -190,6 +204,9 @@ def summarise(study: StoredStudy) -> Summary:
         groups={name: _group(trials, drawn, label) for name, label in LABELS.items()},
         strata=() if drawn is None else _strata(trials, drawn),
         sweep=swept_rates(study),
+        curves=sweep_curves(study),
+        degradation=degradation_model(study),
+        takeaways=takeaways((study,)),
         verdict=study.verdict,
         seconds=study.seconds,
     )
@@ -202,15 +219,11 @@ def _sdc_rate(study: StoredStudy, drawn: Design | None) -> SdcRate:
     trials = [trial for trial in study.counted if trial.eligible]
     weights = None if drawn is None else drawn.weights[known]
     excess = Estimate(0.0, -1.0, 1.0, 0)
-    if trials and study.noise:
+    sweeps = study.noise_sweeps
+    if trials and sweeps:
         # Row j: what each whole sweep of meaningless perturbations did to the very items that fault j saw.
-        sweeps: dict[int, dict[str, bool]] = {}
-        for record in study.noise:
-            corrupted = sweeps.setdefault(record.sweep, {})
-            corrupted.update((item.item, item.outcome in SDC) for item in record.items)
-        whole = [corrupted for corrupted in sweeps.values() if len(corrupted) == len(study.golden)]
         floor = [
-            [sum(corrupted[item.item] for item in trial.eligible) / len(trial.eligible) for corrupted in whole]
+            [sum(outcomes[item.item] in SDC for item in trial.eligible) / len(trial.eligible) for outcomes in sweeps]
             for trial in trials
         ]
         excess = paired_excess(shares[known], floor, study.settings.run.seed, weights=weights)

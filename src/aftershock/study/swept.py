@@ -1,12 +1,15 @@
 """What each combination of a sweep came to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from aftershock.faults import combinations, sweep_name, sweep_value
+from aftershock.faults import Selection, combinations, sweep_name, sweep_value
+from aftershock.study.kept import accuracies
 from aftershock.study.rates import Rate, mean_rate
-from aftershock.study.records import DUE, SDC, Record, TrialRecord
+from aftershock.study.records import DUE, SDC, GoldenRecord, Record, TrialRecord
 from aftershock.study.store import StoredStudy
 
 
@@ -32,35 +35,43 @@ class SweptRate(Record):
         return f"{values}: SDC {self.sdc.text()}, DUE {self.due.text()}{accuracy}"
 
 
-def swept_rates(study: StoredStudy) -> tuple[SweptRate, ...]:
-    """Those of every combination, in the sweep's order; none of a study without a sweep."""
-    if not study.settings.sweep:
-        return ()
+@dataclass(frozen=True)
+class Combination:
+    """One combination of a sweep: the values of its keys, the selection that they make, its trials."""
+
+    values: dict[str, Any]
+    selection: Selection
+    trials: tuple[TrialRecord, ...]
+
+
+def swept_trials(study: StoredStudy) -> Iterator[Combination]:
+    """Every combination, in the sweep's order; none of a study without a sweep."""
     by_name: dict[str, list[TrialRecord]] = {}
     for trial in study.trials:
         by_name.setdefault(trial.stratum or "", []).append(trial)
-    return tuple(
-        _rate_of({key: sweep_value(value) for key, value in values.items()}, by_name.get(sweep_name(values), []), study)
-        for values, _ in combinations(study.settings.faults, study.settings.sweep)
-    )
+    if study.settings.sweep:
+        for values, selection in combinations(study.settings.faults, study.settings.sweep):
+            yield Combination(values, selection, tuple(by_name.get(sweep_name(values), ())))
 
 
-def _rate_of(values: dict[str, str], trials: Sequence[TrialRecord], study: StoredStudy) -> SweptRate:
-    referenced = {record.item: record.right for record in study.golden if record.right is not None}
-    seen = [[item for item in trial.items if item.item in referenced] for trial in trials]
-    right = [float(np.mean([item.right is True for item in items])) for items in seen if items]
-    clean = [float(np.mean([referenced[item.item] for item in items])) for items in seen if items]
-    accuracy, golden, loss = None, 0.0, None
-    if right:
-        accuracy, golden = mean_rate(np.array(right)), float(np.mean(clean))
-    if accuracy is not None and golden > 0:
-        estimate, low, high = (1 - bound / golden for bound in (accuracy.estimate, accuracy.high, accuracy.low))
-        loss = (estimate, low, high)
+def swept_rates(study: StoredStudy) -> tuple[SweptRate, ...]:
+    """Those of every combination, in the sweep's order; none of a study without a sweep."""
+    return tuple(_rate_of(one, study.golden) for one in swept_trials(study))
+
+
+def _rate_of(one: Combination, golden: Sequence[GoldenRecord]) -> SweptRate:
+    right = accuracies(one.trials, golden)
+    accuracy = loss = None
+    if not np.isnan(right.faulty).all():
+        accuracy, clean = mean_rate(right.faulty), float(np.nanmean(right.golden))
+        if clean > 0:
+            estimate, low, high = (1 - bound / clean for bound in (accuracy.estimate, accuracy.high, accuracy.low))
+            loss = (estimate, low, high)
     return SweptRate(
-        values=values,
-        trials=len(trials),
-        sdc=_share_rate(trials, SDC),
-        due=_share_rate(trials, DUE),
+        values={key: sweep_value(value) for key, value in one.values.items()},
+        trials=len(one.trials),
+        sdc=_share_rate(one.trials, SDC),
+        due=_share_rate(one.trials, DUE),
         accuracy=accuracy,
         relative_loss=loss,
     )

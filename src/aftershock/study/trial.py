@@ -1,16 +1,12 @@
 """Trials: run the batches under the faults and write down what became of each item."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from aftershock.faults import Element, Fault, Labels, StoredWordSite, element_faults, labels, stored_changes
-from aftershock.inject import Struck
+from aftershock.faults import Element, Labels, element_faults, labels, stored_changes
 from aftershock.replay import (
-    Batch,
     Distance,
     Executor,
     ItemRun,
@@ -21,7 +17,8 @@ from aftershock.replay import (
     residual_error,
 )
 from aftershock.study.plan import Plan, Trial
-from aftershock.study.records import ItemRecord, Strike, TrialRecord
+from aftershock.study.records import ItemRecord, TrialRecord
+from aftershock.study.strikes import Strikes, joined, stored_strikes, strikes_of
 from aftershock.tasks import Answer, Item, classify, score_change
 
 KEPT_FAULTS = 64
@@ -37,7 +34,7 @@ class _Part:
     """What one batch of a trial came to."""
 
     items: tuple[ItemRecord, ...]
-    strikes: tuple[Strike, ...]
+    strikes: Strikes
     error: tuple[float, ...] | None
     proof: Proof | None
 
@@ -58,80 +55,57 @@ def trial_records(executor: Executor, plan: Plan, trials: Iterable[Trial]) -> It
 
     for job, run in executor.trials(jobs()):
         trial, elements, parts = unfinished[cast(int, job.key)]
-        parts[job.batch.number] = _part(executor, plan, job, run, trial.traced)
+        parts[job.batch.number] = _part(executor, plan, job, run, elements, trial.traced)
         if len(parts) == len(trial.batches):
             del unfinished[trial.number]
-            yield _record(plan, trial, elements, [parts[number] for number in trial.batches])
+            yield _record(plan, trial, [parts[number] for number in trial.batches])
 
 
-def _part(executor: Executor, plan: Plan, job: Job, run: Run | ModelCrashedError, traced: bool) -> _Part:
+def _part(
+    executor: Executor, plan: Plan, job: Job, run: Run | ModelCrashedError, elements: Sequence[Element], traced: bool
+) -> _Part:
     batch, faults = job.batch, job.faults
+    strikes = strikes_of(batch, run.struck, elements)
     golden = executor.golden(batch, faults)
     if isinstance(run, ModelCrashedError):
         _log.info("trial %s crashed: %s", job.key, run)
         crashed = tuple(_crashed(item, clean.answer) for item, clean in zip(batch.items, golden.items, strict=True))
-        return _Part(crashed, _strikes(batch, run.struck), None, None)
+        return _Part(crashed, strikes, None, None)
     items = tuple(
         compare_item(item, clean, faulty, faulty.reached or not faults, faulty.apart)
         for item, clean, faulty in zip(batch.items, golden.items, run.items, strict=True)
     )
     error = residual_error(plan.model, batch, faults, golden) if traced else None
-    return _Part(items, _strikes(batch, run.struck), error, run.proof)
+    return _Part(items, strikes, error, run.proof)
 
 
-def _record(plan: Plan, trial: Trial, elements: Sequence[Element], parts: Sequence[_Part]) -> TrialRecord:
+def _record(plan: Plan, trial: Trial, parts: Sequence[_Part]) -> TrialRecord:
     faults = trial.faults
     label = labels(faults, plan.model.components, plan.model.format) if faults else _NO_FAULT
-    # By bits, since NaN equals nothing: a weight is struck once however many batches see it.
-    strikes = list(
-        {
-            (one.fault, one.tensor, one.index, one.item, one.old_bits, one.new_bits): one
-            for one in [
-                *_stored_strikes(plan, faults),
-                *(one.model_copy(update={"fault": elements[one.fault].of}) for part in parts for one in part.strikes),
-            ]
-        }.values()
-    )
+    strikes = joined([stored_strikes(stored_changes(plan.model, faults), faults), *(part.strikes for part in parts)])
     errors = [part.error for part in parts if part.error is not None]
     place = trial.place
     return TrialRecord(
         trial=trial.number,
         faults=tuple(map(str, faults[:KEPT_FAULTS])),
-        fault_count=len(faults),
+        fault_count=strikes.number_of(faults),
         site=label.site,
         component=label.component,
         layer=label.layer,
         bits=label.bits,
         bit_class=label.bit_class,
         stage=label.stage,
-        strikes=tuple(strikes[:KEPT_FAULTS]),
-        strikes_digest=hashlib.sha256(
-            json.dumps([strike.model_dump(mode="json") for strike in strikes]).encode()
-        ).hexdigest(),
+        strikes=strikes.words[:KEPT_FAULTS],
+        strikes_digest=strikes.digest,
         items=tuple(item for part in parts for item in part.items),
         residual_error=tuple(map(max, zip(*errors, strict=True))) if errors else None,
         stratum=None if place is None else place.stratum.name,
         stratum_chance=None if place is None else place.stratum.chance,
         round=None if place is None else place.round,
+        expert=label.expert,
+        expert_use=plan.use_of(label),
         proof=_proof([part.proof for part in parts]),
     )
-
-
-def _stored_strikes(plan: Plan, faults: Sequence[Fault]) -> Iterator[Strike]:
-    """The words of packed formats that were struck; what they did to weights are strikes of their own."""
-    for change in stored_changes(plan.model, faults):
-        site = faults[change.fault].site
-        assert isinstance(site, StoredWordSite)
-        yield Strike(
-            fault=change.fault,
-            tensor=f"{site.parameter}.{site.field}",
-            index=(site.row, site.number),
-            item=None,
-            old_bits=change.old,
-            new_bits=change.new,
-            old_value=change.old_value,
-            new_value=change.new_value,
-        )
 
 
 def _proof(found: Sequence[Proof | None]) -> Proof | None:
@@ -178,26 +152,4 @@ def _crashed(item: Item, golden: Answer) -> ItemRecord:
         first_difference=None,
         rmse=None,
         kl=None,
-    )
-
-
-def _strikes(batch: Batch, struck: Sequence[Struck]) -> tuple[Strike, ...]:
-    """Strikes by item; options of one item share their context, so equal strikes in it are kept once."""
-    item_of = {
-        sequence: item.id
-        for item, sequences in zip(batch.items, batch.sequence_of, strict=True)
-        for sequence in sequences
-    }
-    return tuple(
-        Strike(
-            fault=one.fault,
-            tensor=one.tensor,
-            index=one.index,
-            item=None if one.row is None else item_of[one.row],
-            old_bits=one.old_bits,
-            new_bits=one.new_bits,
-            old_value=one.old_value,
-            new_value=one.new_value,
-        )
-        for one in struck
     )

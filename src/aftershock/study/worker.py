@@ -14,6 +14,7 @@ from aftershock.study.crew import Alone
 from aftershock.study.plan import Plan, Trial, check_unchanged, make_plan
 from aftershock.study.records import Environment, GeneratedTrial, NoiseRecord, TrialRecord
 from aftershock.study.settings import StudySettings
+from aftershock.tasks import absolute_spec
 
 ExecutorName = Literal["fast", "reference"]
 Duty = Literal["trials", "audits", "generated", "noise", "check"]
@@ -70,10 +71,13 @@ class WorkerError(RuntimeError):
 def orders_of(plan: Plan, executor: ExecutorName) -> Orders:
     """Orders for workers that see the same files; places on this machine are made absolute."""
     model, task = plan.settings.model, plan.settings.task
+    places = {"spec": absolute_spec(task.spec)}
+    if task.shots_from is not None:
+        places["shots_from"] = _absolute(task.shots_from)
     settings = plan.settings.model_copy(
         update={
             "model": model.model_copy(update={"spec": _absolute(model.spec)}),
-            "task": task if task.spec == "probe" else task.model_copy(update={"spec": _absolute(task.spec)}),
+            "task": task.model_copy(update=places),
         }
     )
     return Orders(settings, plan.digest, plan.environment, executor)

@@ -1,9 +1,10 @@
 """What the model is asked, and what its answers are worth."""
 
-from aftershock.tasks.encode import Tokenizer, encode, windows
-from aftershock.tasks.items import Answer, Item, Kind, Row, RowResult
+from aftershock.tasks.asking import Answers, Asking
+from aftershock.tasks.encode import encode, windows
+from aftershock.tasks.items import Answer, Item, Kind, Program, Row, RowResult, Tokenizer
 from aftershock.tasks.judge import judge, matches, perplexity, rouge1
-from aftershock.tasks.load import Task, load_task, probe_items, text_items
+from aftershock.tasks.load import Task, absolute_spec, load_task, probe_items, text_items
 from aftershock.tasks.outcomes import (
     OUTCOMES,
     Distortion,
@@ -17,14 +18,18 @@ from aftershock.tasks.outcomes import (
 __all__ = [
     "OUTCOMES",
     "Answer",
+    "Answers",
+    "Asking",
     "Distortion",
     "Item",
     "Kind",
     "Outcome",
+    "Program",
     "Row",
     "RowResult",
     "Task",
     "Tokenizer",
+    "absolute_spec",
     "classify",
     "distortion",
     "encode",

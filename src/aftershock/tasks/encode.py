@@ -1,29 +1,11 @@
 """From text to token rows."""
 
-from collections.abc import Sequence
-from typing import Protocol
-
 from aftershock.errors import InputError
-from aftershock.tasks.items import Item, Row
-
-
-class Tokenizer(Protocol):
-    """What the room needs of a tokenizer; every transformers tokenizer has it."""
-
-    bos_token_id: int | None
-    eos_token_id: int | None
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a text, with the model's own special tokens (a leading BOS, say) on request."""
-        ...
-
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
-        """Text of token ids."""
-        ...
+from aftershock.tasks.items import Item, Row, Tokenizer
 
 
 def encode(item: Item, tokenizer: Tokenizer) -> tuple[Row, ...]:
-    """One row per context of the item.
+    """One row per context of the item, or the rows that its own rules make.
 
     The context carries the tokenizer's own special tokens and has at least one token: an empty context
     becomes BOS, or EOS where the tokenizer has no BOS. Spaces at the end of a context belong to the
@@ -33,6 +15,8 @@ def encode(item: Item, tokenizer: Tokenizer) -> tuple[Row, ...]:
 
     Raises InputError when a continuation has no token, or a context has none and no BOS or EOS exists.
     """
+    if item.rules is not None:
+        return item.rules.rows(item, tokenizer)
     if item.kind == "generation":
         return tuple(Row(_context(text, tokenizer, item), ()) for text in item.contexts)
     pairs = zip(item.contexts, item.continuations, strict=True)

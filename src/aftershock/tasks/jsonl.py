@@ -5,26 +5,21 @@ import json
 from pydantic import ValidationError
 
 from aftershock.errors import InputError
-from aftershock.tasks.items import Item
-from aftershock.tasks.schemas import (
+from aftershock.tasks.choices import (
     CausalChoice,
     Choice,
-    Cloze,
-    Code,
     ContextChoice,
-    Generation,
-    Line,
-    OwnItem,
     PassageChoice,
-    Problem,
     SubjectChoice,
     TruthfulChoice,
 )
+from aftershock.tasks.coding import FunctionBody, WholeProgram
+from aftershock.tasks.schemas import Cloze, Generation, Line, OwnItem, Problem
 
 _SCHEMAS: tuple[tuple[frozenset[str], type[Line]], ...] = (
     (frozenset({"kind", "contexts"}), OwnItem),
-    (frozenset({"prompt", "entry_point"}), Code),
-    (frozenset({"prompt", "tests"}), Code),
+    (frozenset({"prompt", "test", "entry_point"}), FunctionBody),
+    (frozenset({"prompt", "tests"}), WholeProgram),
     (frozenset({"prompts", "suffix", "choices"}), ContextChoice),
     (frozenset({"question", "choices", "mc2_choices"}), TruthfulChoice),
     (frozenset({"subject", "question", "choices"}), SubjectChoice),
@@ -37,14 +32,14 @@ _SCHEMAS: tuple[tuple[frozenset[str], type[Line]], ...] = (
 """Keys that tell a schema, the most telling first."""
 
 
-def read_jsonl(name: str, text: str) -> tuple[Item, ...]:
-    """The items of a task file's text; `name` is what errors call the file. Blank lines are passed over.
+def read_jsonl(name: str, text: str) -> tuple[Line, ...]:
+    """The lines of a task file's text; `name` is what errors call the file. Blank lines are passed over.
 
     The keys of the first line tell the schema (and a question of "cause" or "effect", a causal choice); every
     line must fit it.
 
     Raises InputError, naming file and line, for a line that is no JSON object or does not fit the schema, an
-    unknown schema, an id that occurs twice, and tasks whose answers are programs.
+    unknown schema, and an id that occurs twice.
     """
     # Only line feeds end a line: JSON strings may hold the other separators that str.splitlines knows.
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -52,16 +47,16 @@ def read_jsonl(name: str, text: str) -> tuple[Item, ...]:
         return ()
     schema = _schema(f"{name} line {lines[0][0]}", lines[0][1])
     first_use: dict[str, int] = {}
-    items = []
-    for number, line in lines:
-        item = _item(f"{name} line {number}", line, schema)
-        if first_use.setdefault(item.id, number) != number:
+    found = []
+    for number, text in lines:
+        line = _line(f"{name} line {number}", text, schema)
+        if first_use.setdefault(line.id, number) != number:
             raise InputError(
-                f"{name} line {number}: id {item.id!r} was used on line {first_use[item.id]}: "
+                f"{name} line {number}: id {line.id!r} was used on line {first_use[line.id]}: "
                 "give every item an id of its own"
             )
-        items.append(item)
-    return tuple(items)
+        found.append(line)
+    return tuple(found)
 
 
 def _schema(where: str, line: str) -> type[Line]:
@@ -73,19 +68,15 @@ def _schema(where: str, line: str) -> type[Line]:
             f"{where} has the keys {', '.join(sorted(fields))}, which no known schema has: "
             f"use id with one of these sets of keys: {known}"
         )
-    if schema is Code:
-        raise InputError(
-            f"{where} asks for a program: tasks judged by running code are not supported, choose another task"
-        )
     if schema is PassageChoice and fields["question"] in ("cause", "effect"):
         return CausalChoice
     return schema
 
 
-def _item(where: str, line: str, schema: type[Line]) -> Item:
+def _line(where: str, line: str, schema: type[Line]) -> Line:
     _object(where, line)
     try:
-        return schema.model_validate_json(line).item()
+        return schema.model_validate_json(line)
     except ValidationError as error:
         first = error.errors()[0]
         message = first["msg"].removeprefix("Value error, ")

@@ -1,40 +1,21 @@
-"""The schemas of task files' lines, and the prompt that each makes of a line.
-
-The dataset that an id names before its number (`hellaswag-7`, `xcopa-it-3`) chooses between templates where
-keys can't: the language of connectives and labels, and HellaSwag's bare sentence.
-"""
+"""The schemas of task files' lines, and the prompt that each makes of a line; those with options are in `choices`,
+those whose answers are programs in `coding`."""
 
 import re
+from abc import ABC, abstractmethod
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from aftershock.tasks.items import Item
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-
 ANSWER_TOKENS = 256
 """Length limit of a worked answer (GSM8K, MGSM, MATH) unless the caller sets another."""
 
-CONNECTIVES = {
-    "en": ("because", "so"),
-    "et": ("sest", "seega"),
-    "id": ("karena", "sehingga"),
-    "it": ("perché", "quindi"),
-    "sw": ("kwa sababu", "kwa hiyo"),
-    "vi": ("bởi vì", "vì vậy"),
-    "zh": ("因为", "所以"),
-}
-"""Words that join a premise to its cause, and to its effect, per language."""
-
-LABELS = {"deu": ("Frage", "Antwort {letter}", "Richtige Antwort")}
-"""Words of a lettered passage question per language; English where an id names no language listed here."""
-
 NonEmpty = Annotated[str, Field(min_length=1)]
-Options = Annotated[tuple[NonEmpty, ...], Field(min_length=2)]
 
 
-class Line(BaseModel):
+class Line(BaseModel, ABC):
     """Base of all schemas: keys beyond the schema's own are ignored, types are never converted."""
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -44,133 +25,38 @@ class Line(BaseModel):
     @property
     def dataset(self) -> str:
         """The id without its number: `xcopa-it` of `xcopa-it-3`."""
-        return re.sub(r"-?\d+$", "", self.id)
+        return re.sub(r"[-/]?\d+$", "", self.id)
 
     @property
     def language(self) -> str:
         """What follows the first hyphen of the dataset: `it` of `xcopa-it`."""
         return self.dataset.partition("-")[2]
 
+    @abstractmethod
     def item(self) -> Item:
         """The item that the line describes."""
-        raise NotImplementedError
 
+    def lettered(self) -> Item:
+        """The item that asks for the letter of an option. Raises ValueError where there is none to choose."""
+        raise ValueError("it has no options to choose by letter")
 
-class Chosen(Line):
-    """Lines with options and the index of the right one."""
+    @property
+    def preamble(self) -> str:
+        """What the prompt says once, before worked examples."""
+        return ""
 
-    choices: Options
-    answer: Annotated[int, Field(ge=0)]
+    @property
+    def subject_of_examples(self) -> str:
+        """Only lines that agree in it are examples of each other."""
+        return ""
 
-    @model_validator(mode="after")
-    def _answer_is_an_option(self) -> Self:
-        if self.answer >= len(self.choices):
-            last = len(self.choices) - 1
-            raise ValueError(f"answer is {self.answer} but the choices are numbered 0 to {last}")
-        return self
-
-    def options(self, context: str, group: str = "") -> Item:
-        """An item whose options follow one context after a space."""
-        options = tuple(f" {choice}" for choice in self.choices)
-        return self._item((context,) * len(options), options, group)
-
-    def letters(self, context: str, group: str = "") -> Item:
-        """An item whose options are letters, named in the context."""
-        letters = tuple(f" {letter}" for letter in LETTERS[: len(self.choices)])
-        return self._item((context,) * len(letters), letters, group)
-
-    def _item(self, contexts: tuple[str, ...], continuations: tuple[str, ...], group: str) -> Item:
-        return Item(
-            id=self.id,
-            kind="choice",
-            group=group or self.dataset,
-            contexts=contexts,
-            continuations=continuations,
-            answer=self.answer,
-        )
-
-
-class Choice(Chosen):
-    """A question and its options (ARC, OpenBookQA, PIQA, HellaSwag)."""
-
-    question: NonEmpty
-
-    def item(self) -> Item:
-        """Options after `Question: ...\\nAnswer:`; after the bare sentence in HellaSwag."""
-        bare = self.dataset == "hellaswag"
-        return self.options(self.question if bare else f"Question: {self.question}\nAnswer:")
-
-
-class TruthfulChoice(Choice):
-    """TruthfulQA, single right answer (MC1)."""
-
-    mc2_choices: Options
-
-    def item(self) -> Item:
-        """Options after `Q: ...\\nA:`."""
-        return self.options(f"Q: {self.question}\nA:")
-
-
-class SubjectChoice(Choice):
-    """A question of a subject, answered by letter (MMLU)."""
-
-    subject: NonEmpty
-
-    def item(self) -> Item:
-        """Letters after the question and its lettered options; grouped by subject."""
-        return self.letters(
-            f"The following are multiple choice questions (with answers) about {self.subject}.\n\n"
-            f"{self.question}\n" + _lettered(self.choices, "{letter}. ") + "Answer:",
-            self.subject,
-        )
-
-
-class PassageChoice(Choice):
-    """A question about a passage (BoolQ with two options, Belebele with four)."""
-
-    context: NonEmpty
-
-    def item(self) -> Item:
-        """Two options are scored as texts, more of them by letter."""
-        if len(self.choices) == 2:
-            return self.options(f"{self.context}\nQuestion: {self.question}?\nAnswer:")
-        question, answer, right = LABELS.get(self.language, ("Question", "Answer {letter}", "Correct answer"))
-        return self.letters(
-            f"{self.context}\n{question}: {self.question}\n" + _lettered(self.choices, answer + ": ") + f"{right}:"
-        )
-
-
-class CausalChoice(Chosen):
-    """A premise and its likelier cause or effect (COPA, XCOPA)."""
-
-    context: NonEmpty
-    question: Literal["cause", "effect"]
-
-    def item(self) -> Item:
-        """Options after the premise and a connective of the id's language (English when it names none)."""
-        cause, effect = CONNECTIVES.get(self.language, CONNECTIVES["en"])
-        connective = cause if self.question == "cause" else effect
-        # The options go on the premise's sentence, so they lose their capital, as in COPA's usual prompt.
-        choices = tuple(choice[0].lower() + choice[1:] for choice in self.choices)
-        premise = self.context.rstrip(" .。")
-        return self.model_copy(update={"choices": choices}).options(f"{premise} {connective}")
-
-
-class ContextChoice(Chosen):
-    """One context per option and a common rest of the sentence (WinoGrande)."""
-
-    prompts: Options
-    suffix: NonEmpty
-
-    @model_validator(mode="after")
-    def _one_prompt_per_choice(self) -> Self:
-        if len(self.prompts) != len(self.choices):
-            raise ValueError(f"there are {len(self.prompts)} prompts for {len(self.choices)} choices")
-        return self
-
-    def item(self) -> Item:
-        """The likelihood of the suffix after each prompt."""
-        return self._item(self.prompts, (self.suffix,) * len(self.prompts), "")
+    def worked(self, item: Item) -> str:
+        """The prompt of one of the line's items with the right answer after it. Raises ValueError for a line that can
+        be no example."""
+        if item.continuations:
+            right = item.answer if isinstance(item.answer, int) else 0
+            return item.contexts[right] + item.continuations[right]
+        return f"{item.contexts[0]} {item.answer}"
 
 
 class Cloze(Line):
@@ -186,10 +72,11 @@ class Cloze(Line):
 
 
 class Generation(Line):
-    """A question with a short reference answer (GSM8K, MGSM)."""
+    """A question with a short reference answer, and perhaps the way to it (GSM8K, MGSM)."""
 
     prompt: NonEmpty
     answer: NonEmpty
+    solution: NonEmpty | None = None
 
     def item(self) -> Item:
         """Text after `Question: ...\\nAnswer:`; numbers are compared as numbers, other answers exactly."""
@@ -204,6 +91,10 @@ class Generation(Line):
             max_new_tokens=ANSWER_TOKENS,
             stop=("\nQuestion:",),
         )
+
+    def worked(self, item: Item) -> str:
+        """The solution where there is one, so that examples show their reasoning."""
+        return f"{item.contexts[0]} {self.solution or self.answer}"
 
 
 class Problem(Generation):
@@ -240,9 +131,12 @@ class OwnItem(Line):
     length_normalised: bool = False
     max_new_tokens: Annotated[int, Field(ge=0)] = 0
     stop: tuple[NonEmpty, ...] = ()
+    options: tuple[NonEmpty, ...] = ()
 
     @model_validator(mode="after")
     def _fits_its_kind(self) -> Self:
+        if self.options and (self.kind, self.match) != ("generation", "letter"):
+            raise ValueError("options are what generated letters stand for, and this item asks for none")
         contexts, continuations = len(self.contexts), len(self.continuations)
         if self.kind == "choice":
             if continuations != contexts or contexts < 2:
@@ -268,13 +162,10 @@ class OwnItem(Line):
             fields["answer"] = self.continuations[0]
         return Item(**fields)
 
+    def lettered(self) -> Item:
+        """Never: the item is written out."""
+        raise ValueError("it is an item written out, which says itself how it is asked")
 
-class Code(Line):
-    """A programming task with tests, which this release does not run (HumanEval, MBPP)."""
-
-    prompt: str
-    answer: str
-
-
-def _lettered(choices: tuple[str, ...], label: str) -> str:
-    return "".join(f"{label.format(letter=letter)}{choice}\n" for letter, choice in zip(LETTERS, choices, strict=False))
+    def worked(self, item: Item) -> str:
+        """Never: the item is written out."""
+        raise ValueError("it is an item written out, with its own examples if any")

@@ -1,0 +1,79 @@
+"""The parts of benchmarks that a wrong figure could come from."""
+
+import numpy as np
+import pytest
+import torch
+from benchmarks.flips import Memory, Part, flipped, memory_of
+from benchmarks.nonfinite import monte_carlo, outputs, predictor
+
+from aftershock.models import model_hash
+from aftershock.numerics import FORMATS, NumberFormat, format_of, generator, storage_format, words
+from tiny_models import tiny_loaded
+
+FP8 = storage_format("fp8_e4m3", 4).fields["quant"].number, storage_format("fp8_e5m2", 4).fields["quant"].number
+
+
+def small_memory(number: NumberFormat) -> Memory:
+    """Two tensors with weights in [1, 2), far below, and at the format's largest."""
+    random = generator(0, 0, "small memory")
+    parts = []
+    for size in (700, 300):
+        drawn = np.concatenate([random.normal(size=size) * 0.05, random.uniform(1, 2, size // 4)])
+        values = torch.from_numpy(drawn * (1 if number.bits > 8 else 200)).to(number.dtype)
+        values[0] = torch.finfo(number.dtype).max
+        if number.bits > 8:
+            parts.append(Part(words(values), values))
+        else:
+            parts.append(Part(values.view(torch.uint8), values.float()))
+    return Memory(number, tuple(parts))
+
+
+@pytest.mark.parametrize("number", [*FORMATS, *FP8], ids=lambda number: number.name)
+def test_corrupted_words_are_nan_as_often_as_the_formula_says(number: NumberFormat) -> None:
+    memory, rate = small_memory(number), 0.03
+    before = [part.words.clone() for part in memory.parts]
+    found = monte_carlo(memory, rate, 400, generator(1, 0, "copies"))
+    expected = predictor(memory)(rate)
+    for figure, one in found.items():
+        chance = getattr(expected, figure)
+        assert one.low <= chance <= one.high
+    assert found["parameter_nan"].estimate * found["parameter_nan"].n > 100
+    assert found["parameter"].estimate >= found["parameter_nan"].estimate
+    if number.name == "fp8_e4m3":  # has no infinity
+        assert found["parameter"] == found["parameter_nan"]
+    if number.name == "fp8_e5m2":
+        assert found["parameter"].estimate > found["parameter_nan"].estimate
+    assert all(torch.equal(part.words, old) for part, old in zip(memory.parts, before, strict=True))
+
+
+def test_every_bit_of_every_copy_flips_on_its_own() -> None:
+    memory = small_memory(format_of("float16"))
+    size, copies, rate = int(memory.ends[-1]), 50, 0.1
+    struck = flipped(memory, rate, copies, generator(2, 0, "copies"))
+    flips = (struck.mask[:, None] >> np.arange(16)) & 1
+    spread = np.sqrt(rate * (1 - rate))
+    assert abs(flips.sum() / (size * copies * 16) - rate) < 5 * spread / np.sqrt(size * copies * 16)
+    by_bit = flips.sum(axis=0) / (size * copies)
+    assert (np.abs(by_bit - rate) < 5 * spread / np.sqrt(size * copies)).all()
+    by_copy = np.bincount(struck.copy, weights=flips.sum(axis=1), minlength=copies) / (16 * size)
+    assert (np.abs(by_copy - rate) < 5 * spread / np.sqrt(16 * size)).all()
+    assert len(np.unique(struck.copy * size + struck.place)) == len(struck.place)
+
+
+def test_places_are_found_in_the_part_they_lie_in() -> None:
+    memory = small_memory(format_of("float32"))
+    first = memory.parts[0].words.numel()
+    places = np.array([0, first - 1, first, first + 3])
+    found = [(part, inside.tolist()) for part, _, inside in memory.split(places)]
+    assert found == [(memory.parts[0], [0, first - 1]), (memory.parts[1], [0, 3])]
+
+
+def test_corrupted_models_really_run_and_are_put_back() -> None:
+    model = tiny_loaded("llama", torch.float32)
+    memory, before = memory_of(model), model_hash(model.module)
+    assert int(memory.ends[-1]) == sum(parameter.numel() for parameter in model.module.parameters())
+    always = outputs(model, memory, 0.01, 4, generator(3, 0, "runs"))
+    never = outputs(model, memory, 1e-9, 4, generator(3, 0, "runs"))
+    assert always["not_finite"].estimate + always["one_value"].estimate == 1
+    assert never["not_finite"].estimate == never["one_value"].estimate == 0
+    assert model_hash(model.module) == before
