@@ -98,7 +98,7 @@ def positions_of_the_head(model: LoadedModel, batch: Batch, line: str) -> list[i
 
 def test_the_head_takes_no_padding() -> None:
     model = model_of("llama")
-    line = "weight model.layers.1.mlp.up_proj.weight[3,4] flip 0"
+    line = "weight model.layers.1.mlp.up_proj.weight[3,4] flip 26"
     (questions,) = make_batches(
         [choice("a", "The sky is ", ("blue", "made of cheese")), choice("b", "Go", ("on", "off"))], model, 2, 0
     )
@@ -109,7 +109,7 @@ def test_the_head_takes_no_padding() -> None:
     assert sum(taken[::2]) > sum(taken[1::2])
     # And where everything is in doubt, no more than the answers' own tokens.
     (short,) = make_batches([generation("a", "Say something", 12), generation("b", "Hi", 2)], model, 2, 0)
-    _, *own = positions_of_the_head(model, short, line.replace("flip 0", "replace 90.0"))
+    _, *own = positions_of_the_head(model, short, line.replace("flip 26", "replace 90.0"))
     assert 0 < max(own) <= 12 + 2
 
 
