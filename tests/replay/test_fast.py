@@ -1,8 +1,8 @@
 """The fast executor gives the reference executor's bits, on every family, dtype and kind of site."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from aftershock.replay import (
     Run,
     make_batches,
 )
+from aftershock.replay.observe import Seen
 from aftershock.replay.pending import Pending
 from aftershock.replay.reach import reach_of
 from aftershock.replay.shapes import Shapes
@@ -526,6 +527,31 @@ def test_a_fault_whose_module_never_runs_is_an_error() -> None:
         FastExecutor(model).trial(
             batch, parse_faults("activation model.layers.1.mlp.down_proj[1] flip 1 at first_token")
         )
+
+
+def tensors_in(thing: object) -> Iterator[torch.Tensor]:
+    """The large ones: those that lie on the model's device."""
+    if isinstance(thing, torch.Tensor):
+        yield thing
+    elif isinstance(thing, Seen):
+        yield thing.logits
+    elif is_dataclass(thing):
+        yield from tensors_in([getattr(thing, field.name) for field in fields(thing)])
+    elif isinstance(thing, tuple | list):
+        for one in thing:
+            yield from tensors_in(one)
+
+
+def test_golden_state_holds_nothing_of_its_copies() -> None:
+    # A view of a run in company would keep the logits of all its copies in memory, uncounted.
+    model = model_of("llama")
+    for batch in batches_of(model):
+        executor = FastExecutor(model, shapes=IN_COMPANY)
+        executor.golden(batch)
+        (golden,) = executor._golden.values()
+        assert golden.trajectory is not None
+        storages = [one.untyped_storage() for one in tensors_in(golden.trajectory)]
+        assert sum({one.data_ptr(): one.nbytes() for one in storages}.values()) == golden.trajectory.nbytes > 0
 
 
 def test_golden_state_stays_within_its_memory() -> None:

@@ -230,7 +230,7 @@ class FastExecutor(ReferenceExecutor):
             if self._spares_head and not len(asked.scored):
                 # Only the choices of a generated text can be beyond doubt.
                 hooks.callback(self._head.register_forward_pre_hook(keep_inputs).remove)
-            seen = tuple(self._call(call, asked, cache, injection)[0] for call in calls)
+            seen = tuple(self._call(call, asked, cache, injection)[0].by_itself() for call in calls)
         return joined(seen), Trajectory(
             tuple(tuple(streams[begin : begin + layers]) for begin in range(0, len(streams), layers)),
             tuples == {True},

@@ -1,7 +1,7 @@
 """What is kept of a teacher-forced run's logits."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -88,6 +88,10 @@ class Seen:
     choices: Choices
     logprobs: torch.Tensor
     logits: torch.Tensor
+
+    def by_itself(self) -> "Seen":
+        """The same, without the memory of the other copies that it was seen beside."""
+        return replace(self, logprobs=self.logprobs.clone(), logits=self.logits.clone())
 
     def equal(self, other: "Seen") -> bool:
         """Whether both are the same to the bit."""
