@@ -11,7 +11,7 @@ from scipy.stats import chisquare, kstest
 
 from aftershock.errors import InputError
 from aftershock.faults import Fault, TokenScatter, parse_fault, scattered_weights
-from aftershock.models import OutputSite, ParameterSite, Rows
+from aftershock.models import HeadSite, OutputSite, ParameterSite, Rows
 
 LEAST_P = 1e-3
 ROWS, COLUMNS = 1500, 1000
@@ -148,3 +148,33 @@ def test_a_count_is_that_of_each_pass() -> None:
     assert len(set(places)) > 1
     with pytest.raises(InputError, match="count 30 does not fit in the 24 places of a prompt"):
         outputs("count 30 key 4 flip 1 at prefill").at(range(2), 2)
+
+
+# What heads make for tokens: of scores as many as the token sees.
+
+
+@pytest.mark.parametrize("window", [None, 1, 30])
+@pytest.mark.parametrize(("amount", "prefill"), [("rate 0.03", 150), ("count 3", 150), ("count 2", 0)])
+def test_sums_of_scores_are_those_of_keys_that_a_token_sees(window: int | None, amount: str, prefill: int) -> None:
+    heads = HeadSite("a", "qk_accumulator", 0, 3, 8, window)
+    scattered = TokenScatter(output_fault(f"{amount} key 4 flip 30"), heads)
+    places = {
+        number: (token, own)
+        for number, (token, own) in enumerate(
+            (token, own) for token in range(200) for own in range(3 * len(heads.seen(token)))
+        )
+    }
+    found = scattered.at(range(200), prefill).values
+    tokens, own = scattered.tokens_of(found, 200)
+    assert [places[number] for number in found.tolist()] == list(zip(tokens.tolist(), own.tolist(), strict=True))
+    if amount.startswith("count"):
+        counts = np.bincount(tokens, minlength=200)
+        each = int(amount.split()[1])
+        assert counts[prefill:].tolist() == [each] * (200 - prefill)
+        assert counts[:prefill].sum() == (each if prefill else 0)
+    else:
+        assert abs(len(found) - 0.03 * len(places)) < 4 * np.sqrt(0.03 * len(places))
+    # A part of a row has what the whole row has there.
+    for part in (range(0, 64), range(60, 70), range(199, 200)):
+        begin, end = np.searchsorted(tokens, (part.start, part.stop))
+        assert np.array_equal(scattered.at(part, prefill).values, found[begin:end])

@@ -10,9 +10,9 @@ from live_models import ANSWERS, CONTEXTS, AllocatedBytes, all_words, block_of, 
 from aftershock.errors import ContractError, InputError
 from aftershock.faults import TokenScatter, output_site, parameter_site, parse_fault, parse_faults, scattered_weights
 from aftershock.inject import Injection
-from aftershock.models import LoadedModel, align, decode, generate, teacher_forced
+from aftershock.models import HeadSite, LoadedModel, align, decode, generate, load, teacher_forced
 from aftershock.numerics import words
-from tiny_models import tiny_loaded
+from tiny_models import save_tiny, tiny_loaded
 
 UP, WEIGHT = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.up_proj.weight"
 
@@ -174,6 +174,59 @@ def test_outputs_are_struck_where_named_whatever_the_calls(kind: str, trigger: s
     assert found == expected_places(model, line)
     assert sum(one.count for one in injection.struck) == len(found)
     assert {(one.row, *one.index) for some in injection.struck for one in some.first} <= found
+
+
+@pytest.fixture(scope="module")
+def integers(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load(str(save_tiny(tmp_path_factory.mktemp("integers") / "llama", "llama")), arithmetic="w8a8")
+
+
+@pytest.mark.parametrize("cuts", [frozenset(), frozenset({1, 2, 3, 4})])
+@pytest.mark.parametrize("trigger", ["always", "at prefill", "from decode:1 to decode:3"])
+@pytest.mark.parametrize("amount", ["rate 0.05", "count 2"])
+@pytest.mark.parametrize("part", ["qk", "sv"])
+def test_sums_of_attentions_products_are_struck_where_named(
+    integers: LoadedModel, part: str, amount: str, trigger: str, cuts: frozenset[int]
+) -> None:
+    name = f"model.layers.1.self_attn.{part}.accumulator"
+    fault = parse_fault(f"scattered activation {name} {amount} key 3 flip 29 {trigger}")
+    heads = output_site(fault, integers.components)
+    assert isinstance(heads, HeadSite)
+    block = block_of(integers)
+    found, sums = set(), []
+    for own in ((), (fault,)):
+        sums.append([])
+        with Injection(integers, own) as injection:
+            shown = integers.module.get_submodule(name)
+            hook = shown.register_forward_hook(lambda _, __, output: sums[-1].append(output.clone()))
+            teacher_forced(integers, block, cuts, injection.begin_pass)
+            hook.remove()
+    start = 0
+    for clean, faulty in zip(*sums, strict=True):
+        stop = start + clean.shape[2]
+        changed = clean ^ faulty
+        assert set(changed.unique().tolist()) <= {0, 1 << 29}
+        for row, head, column, inner in changed.nonzero().tolist():
+            first = block.first_column(row)
+            # Keys end with the call's own.
+            at = inner if part == "sv" else inner + stop - clean.shape[3] - first
+            found.add((row, column + start - first, head, at))
+        start = stop
+    expected = set()
+    for row, (context, answer) in enumerate(zip(CONTEXTS, ANSWERS, strict=True)):
+        for token in range(len(context) + len(answer)):
+            if fault.trigger.covers(max(0, token - len(context) + 2)):
+                scattered, prefill = TokenScatter(fault, heads), len(context) - 1
+                values = scattered.at(range(token, token + 1), prefill).values.tolist()
+                per_head = heads.channels if part == "sv" else token + 1
+                before = heads.heads * (token * heads.channels if part == "sv" else token * (token + 1) // 2)
+                expected |= {(row, token, *divmod(value - before, per_head)) for value in values}
+    assert found == expected
+    assert expected
+    assert sum(one.count for one in injection.struck) == len(expected)
+    assert {(one.row, *one.index) for some in injection.struck for one in some.first} <= expected
+    if trigger == "always":
+        assert injection.reached_rows == {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("amount", ["rate 0.02", "count 3"])

@@ -81,6 +81,14 @@ def test_accumulators_of_all_layers(integers: LoadedModel) -> None:
     assert agree(integers, every) > 5
 
 
+@pytest.mark.parametrize("product", ["qk", "sv"])
+def test_sums_of_attentions_products(integers: LoadedModel, product: str) -> None:
+    modules = [f"model.layers.{layer}.self_attn.{product}.accumulator" for layer in (0, 1)]
+    lines = lines_of(OUTPUTS[1:], module="{module}", bit=30, amount=2.0**20)
+    every = [" & ".join(line.format(module=module) for module in modules) for line in lines]
+    assert agree(integers, every) > 5
+
+
 def test_in_company_they_run_alone() -> None:
     lines = lines_of(OUTPUTS, module="model.layers.0.mlp.up_proj", bit=29, amount=3.0)[::3]
     agree(tiny_loaded("llama"), lines + lines_of(WEIGHTS, weight="model.norm.weight")[::3], IN_COMPANY)

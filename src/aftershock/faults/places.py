@@ -43,13 +43,20 @@ def parameter_site(fault: Fault, components: ComponentMap) -> ParameterSite:
     return next(part for part in candidates if part.rows.contains(np.array(site.index[part.dim])))
 
 
-def output_site(fault: Fault, components: ComponentMap) -> OutputSite:
-    """The output share that an activation fault lies in. Raises InputError when the model has no such channel."""
+def output_site(fault: Fault, components: ComponentMap) -> OutputSite | HeadSite:
+    """The output share that an activation fault lies in; of a scattered one also the sums of attention's products.
+
+    Raises InputError when the model has no such channel.
+    """
     site = fault.site
     assert isinstance(site, ActivationSite | ScatteredOutput)
     sums = [part for part in components.accumulators if isinstance(part, OutputSite)]
     known = (*components.outputs, *sums)
     candidates = [part for part in known if part.module == site.module]
+    if isinstance(site, ScatteredOutput):
+        products = [part for part in components.accumulators if isinstance(part, HeadSite)]
+        if product := next((part for part in products if part.shown_by == site.module), None):
+            return product
     if not candidates:
         raise InputError(
             f"fault '{fault}': {components.architecture} has no mapped output {site.module}"

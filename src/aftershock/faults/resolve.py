@@ -18,10 +18,12 @@ from aftershock.faults.sites import (
     WeightSite,
 )
 from aftershock.models import (
+    BY_CHANNEL,
     FIRST_TOKEN,
     PREFILL,
     Block,
     ComponentMap,
+    HeadSite,
     StoredSite,
     stage_of,
 )
@@ -91,9 +93,11 @@ def _check_moment(fault: Fault, part: Place) -> None:
 def _check_scatter(fault: Fault, part: Place) -> None:
     assert isinstance(fault.site, ScatteredWeights | ScatteredOutput)
     amount, places = fault.site.scatter.amount, part.numel * max(1, len(bits_of(fault.corruption)))
-    # How many places prefill has is the prompt's business.
-    in_prefill = isinstance(fault.site, ScatteredOutput) and fault.trigger.end == FIRST_TOKEN
-    if isinstance(amount, int) and amount > places and not in_prefill:
+    # How many places prefill has, and how many keys a token sees, is the prompt's business.
+    open_ended = isinstance(fault.site, ScatteredOutput) and (
+        fault.trigger.end == FIRST_TOKEN or (isinstance(part, HeadSite) and part.part not in BY_CHANNEL)
+    )
+    if isinstance(amount, int) and amount > places and not open_ended:
         raise InputError(f"fault '{fault}': {places} places are all that there are: lower count")
 
 

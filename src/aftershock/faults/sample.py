@@ -210,9 +210,12 @@ def _scattered(
     # Of a moment drawn in prefill the whole pass.
     trigger = replace(moment(), token=None)
     return tuple(
-        Fault(ScatteredOutput(part.module, _fused(part), scatter), corruption, trigger)
+        Fault(
+            ScatteredOutput(part.shown_by, _fused(part) if isinstance(part, OutputSite) else None, scatter),
+            corruption,
+            trigger,
+        )
         for part in outputs
-        if isinstance(part, OutputSite)
     )
 
 

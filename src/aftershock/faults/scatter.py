@@ -16,7 +16,7 @@ from aftershock.faults.corruption import Corruption, Drawn, bits_of
 from aftershock.faults.draws import distinct
 from aftershock.faults.fault import Fault
 from aftershock.faults.sites import Scatter, ScatteredOutput, ScatteredWeights
-from aftershock.models import FIRST_TOKEN, PREFILL, OutputSite, ParameterSite
+from aftershock.models import FIRST_TOKEN, PREFILL, HeadSite, OutputSite, ParameterSite
 from aftershock.numerics import generator
 
 _BLOCK_VALUES = 2**18
@@ -90,27 +90,38 @@ def _weight_blocks(fault: Fault, part: ParameterSite) -> Iterator[Places]:
 class TokenScatter:
     """A set that a fault strikes in an output, token by token. Its blocks drawn last are remembered."""
 
-    def __init__(self, fault: Fault, part: OutputSite) -> None:
+    def __init__(self, fault: Fault, part: OutputSite | HeadSite) -> None:
         assert isinstance(fault.site, ScatteredOutput)
-        self._scatter, self._corruption, self._features = fault.site.scatter, fault.corruption, part.features
+        self._scatter, self._corruption, self._part = fault.site.scatter, fault.corruption, part
         self._stream = f"scattered activation {part.module} {part.component}"
         self._block = lru_cache(_BLOCKS_KEPT)(self._drawn)
 
     def at(self, tokens: range, prefill: int) -> Places:
-        """What is struck at some tokens of a row; `values` are token x features of the share + place in the share.
-        Tokens are counted from the row's first, and its first `prefill` ones are those of prefill.
+        """What is struck at some tokens of a row; `values` count all places of the tokens before, then those of the
+        token. Tokens are counted from the row's first, and its first `prefill` ones are those of prefill.
 
         Nothing else of the row or of the batch has a part in it; under a rate not even `prefill` has. Raises InputError
         where prefill has fewer places than a count wants.
         """
-        blocks = [
-            _shifted(self._block(number, len(own)), own.start * self._features)
-            for number, own in self._blocks(tokens, prefill)
-        ]
-        return joined(blocks).part(tokens.start * self._features, tokens.stop * self._features)
+        blocks = []
+        for number, own in self._blocks(tokens, prefill):
+            start, stop = self._bounds(own)
+            blocks.append(_shifted(self._block(number, stop - start), start))
+        return joined(blocks).part(*self._bounds(tokens))
 
-    def _drawn(self, number: int, tokens: int) -> Places:
-        return _drawn(self._scatter, self._corruption, tokens * self._features, self._stream, number)
+    def tokens_of(self, values: Integers, stop: int) -> tuple[Integers, Integers]:
+        """The token, below `stop`, that each of some places belongs to, and its number among that token's own."""
+        begins = self._part.places_before(np.arange(stop))
+        tokens = np.searchsorted(begins, values, side="right") - 1
+        return tokens, values - begins[tokens]
+
+    def _bounds(self, tokens: range) -> tuple[int, int]:
+        """Numbers of the first place of some tokens, and of the first after them."""
+        start, stop = self._part.places_before(np.array([tokens.start, tokens.stop])).tolist()
+        return start, stop
+
+    def _drawn(self, number: int, values: int) -> Places:
+        return _drawn(self._scatter, self._corruption, values, self._stream, number)
 
     def _blocks(self, tokens: range, prefill: int) -> Iterator[tuple[int, range]]:
         """Numbers and tokens of the blocks in which some tokens lie."""

@@ -208,6 +208,11 @@ class Selection(BaseModel):
         return self.scatters or self.lasting_outputs is not None
 
     @property
+    def lasts_in_channels(self) -> bool:
+        """Whether a fault in an activation or accumulator strikes one channel at every token of its passes."""
+        return self.lasting_outputs is not None and not self.scatters
+
+    @property
     def lasting_outputs(self) -> Trigger | None:
         """When faults in outputs are present, where that is not drawn."""
         return None if self.activation_trigger == TRANSIENT else parse_trigger(self.activation_trigger)
@@ -286,8 +291,8 @@ def select(selection: Selection, components: ComponentMap) -> Population:
             and (layers is None or site.layer in layers)
             and pattern.search(site.name if isinstance(site, ParameterSite | StoredSite) else site.module) is not None
             and (not selection.fields or (isinstance(site, StoredSite) and site.field in selection.fields))
-            # Sums of attention's products are struck at one moment.
-            and not (isinstance(site, HeadSite) and site in components.accumulators and selection.spreads_over_tokens)
+            # A sum of attention's products has no channel that a fault could stay in.
+            and not (isinstance(site, HeadSite) and site in components.accumulators and selection.lasts_in_channels)
         )
 
     every = Population(

@@ -22,21 +22,22 @@ from aftershock.faults import (
 from aftershock.inject.corrupt import corrupt_places
 from aftershock.inject.due import Spans, due_rows, due_spans
 from aftershock.inject.struck import KEPT, Index, Struck, StruckSet, changes, digest_of, write
-from aftershock.models import FIRST_TOKEN, LoadedModel, OutputSite, Pass, output_tensor, reroute
+from aftershock.models import BY_CHANNEL, FIRST_TOKEN, HeadSite, LoadedModel, OutputSite, Pass, output_tensor, reroute
 from aftershock.numerics import format_of_words, words
 
 
 @dataclass(frozen=True)
 class _Strike:
     """Values of an output about to be struck, arrays of shape (n,): what is drawn for each, its row's place in the
-    output and number in the block, its token (counted from the row's first), its column and its channel."""
+    output and number in the block, its token (counted from the row's first), its column and, in `inner`, its
+    channel; of a head its number and the channel or key (counted from the row's first)."""
 
     places: Places
     at: np.ndarray
     rows: np.ndarray
     tokens: np.ndarray
     columns: np.ndarray
-    channels: np.ndarray
+    inner: tuple[np.ndarray, ...]
 
 
 class OutputFaults:
@@ -67,7 +68,7 @@ class OutputFaults:
 
     def register(self) -> Iterable[RemovableHandle]:
         """Hooks on the modules that the faults name."""
-        for name in dict.fromkeys(output.module for output in self._outputs.values()):
+        for name in dict.fromkeys(output.shown_by for output in self._outputs.values()):
             yield self._model.module.get_submodule(name).register_forward_hook(self._hook(name))
 
     def missed(self) -> list[int]:
@@ -82,7 +83,7 @@ class OutputFaults:
         for number, fault in self._faults.items():
             due = self._due_in(number, fault, call)
             if due.rows:
-                self._due.setdefault(self._outputs[number].module, []).append(due)
+                self._due.setdefault(self._outputs[number].shown_by, []).append(due)
 
     def _due_in(self, number: int, fault: Fault, call: Pass) -> Spans:
         if fault.spreads:
@@ -117,19 +118,19 @@ class OutputFaults:
         found = self._found(due, call)
         if not len(found.at):
             return
-        index = _elements(site, output, found.at, found.columns - begin, found.channels, call.stop - begin)
+        index = _elements(site, output, found, begin, call.stop)
         old, number_format = words(output)[index], format_of_words(output.dtype)
         new = corrupt_places(old, fault.corruption, found.places, number_format)
         write(output, index, new, fault)
         kept = KEPT if fault.spreads else len(found.at)
-        where = [torch.from_numpy(axis) for axis in (found.rows, found.tokens, found.channels)]
+        where = [torch.from_numpy(axis) for axis in (found.rows, found.tokens, *found.inner)]
         named = zip(*(axis[:kept].tolist() for axis in where), strict=True)
         first = tuple(
-            Struck(number, site.module, (token, channel), row, *change)
-            for (row, token, channel), change in zip(named, changes(old[:kept], new[:kept], number_format), strict=True)
+            Struck(number, site.shown_by, tuple(place), row, *change)
+            for (row, *place), change in zip(named, changes(old[:kept], new[:kept], number_format), strict=True)
         )
         if fault.spreads:
-            self.struck.append(StruckSet(number, site.module, len(old), digest_of(where, old, new), first))
+            self.struck.append(StruckSet(number, site.shown_by, len(old), digest_of(where, old, new), first))
         else:
             self.struck.extend(first)
 
@@ -148,13 +149,13 @@ class OutputFaults:
                 for tokens, row in zip(own, due.rows, strict=True)
             ]
             places = joined(parts)
-            tokens, share = np.divmod(places.values, site.features)
-            channels = site.rows.locate(share)
+            tokens, share = scattered.tokens_of(places.values, max(one.stop for one in own))
+            inner = _inner(site, tokens, share)
         else:
             assert isinstance(fault.site, ActivationSite)
             parts = [every(np.arange(tokens.start, tokens.stop), fault.corruption) for tokens in own]
             places = joined(parts)
-            tokens, channels = places.values, np.full(len(places.values), fault.site.channel)
+            tokens, inner = places.values, (np.full(len(places.values), fault.site.channel),)
         of = np.repeat(np.arange(len(parts)), [len(part.values) for part in parts])
         return _Strike(
             places,
@@ -162,19 +163,38 @@ class OutputFaults:
             np.array(due.rows)[of],
             tokens,
             tokens + np.array(first)[of],
-            channels,
+            inner,
         )
 
 
-def _elements(
-    site: OutputSite, output: torch.Tensor, rows: np.ndarray, times: np.ndarray, channels: np.ndarray, columns: int
-) -> Index:
-    """Index of (row, token, channel) in an output of the site's layout; int64 arrays, one entry for each element."""
-    head, within = np.divmod(channels, output.shape[-1])
-    layouts = {
-        "btc": (rows, times, channels),
-        "nc": (rows * columns + times, channels),
-        "bthc": (rows, times, head, within),
-        "bhtc": (rows, head, times, within),
-    }
-    return tuple(torch.from_numpy(axis).to(output.device, non_blocking=True) for axis in layouts[site.layout])
+def _inner(site: OutputSite | HeadSite, tokens: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Where values lie in what tokens have: in which channel; of heads in which one, and in its channel or key."""
+    if isinstance(site, OutputSite):
+        return (site.rows.locate(share),)
+    if site.part in BY_CHANNEL:
+        return tuple(np.divmod(share, site.channels))
+    seen = [site.seen(token) for token in tokens.tolist()]
+    head, key = np.divmod(share, np.array([len(keys) for keys in seen], dtype=np.int64))
+    return head, key + np.array([keys.start for keys in seen], dtype=np.int64)
+
+
+def _elements(site: OutputSite | HeadSite, output: torch.Tensor, found: _Strike, begin: int, stop: int) -> Index:
+    """Index of values in an output of the site's layout that holds the columns [begin, stop); int64 arrays, one entry
+    for each element."""
+    times = found.columns - begin
+    if isinstance(site, HeadSite):
+        head, inner = found.inner
+        if site.part not in BY_CHANNEL:
+            # Keys end with the call's own; some may have been let go of.
+            inner = found.columns - found.tokens + inner - (stop - output.shape[3])
+        axes: tuple[np.ndarray, ...] = (found.at, head, times, inner)
+    else:
+        (channels,) = found.inner
+        head, within = np.divmod(channels, output.shape[-1])
+        axes = {
+            "btc": (found.at, times, channels),
+            "nc": (found.at * (stop - begin) + times, channels),
+            "bthc": (found.at, times, head, within),
+            "bhtc": (found.at, head, times, within),
+        }[site.layout]
+    return tuple(torch.from_numpy(axis).to(output.device, non_blocking=True) for axis in axes)

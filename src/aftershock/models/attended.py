@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 CachePart = Literal["key", "value"]
 
 
@@ -80,6 +83,18 @@ class HeadSite:
         """Number of values made for a token, for one key where they are made for each."""
         return prod(self.shape)
 
+    @property
+    def shown_by(self) -> str:
+        """The module inside the attention that a sum passes through."""
+        return f"{self.module}.{self.component}.accumulator"
+
     def seen(self, query: int) -> range:
         """The tokens that a token sees, all counted from a row's first."""
         return range(0 if self.window is None else max(0, query - self.window + 1), query + 1)
+
+    def places_before(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Number of values that all tokens before each of `tokens` have together, the keys that each sees counted."""
+        if self.part in BY_CHANNEL:
+            return tokens * self.numel
+        growing = tokens if self.window is None else np.minimum(tokens, self.window)
+        return self.heads * (growing * (growing + 1) // 2 + (tokens - growing) * (self.window or 0))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
+import numpy.typing as npt
 
 from aftershock.models.attended import CacheSite, HeadSite
 from aftershock.numerics import NumberFormat
@@ -121,6 +122,15 @@ class OutputSite:
     def numel(self) -> int:
         """Number of values of the share that one token has."""
         return self.features
+
+    @property
+    def shown_by(self) -> str:
+        """The module that returns it."""
+        return self.module
+
+    def places_before(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Number of values that all tokens before each of `tokens` have together."""
+        return tokens * self.features
 
 
 @dataclass(frozen=True)
