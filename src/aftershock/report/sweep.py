@@ -5,7 +5,17 @@ from dataclasses import dataclass
 
 from aftershock.report.wording import number, percent, rate
 from aftershock.stats import Prediction, Term
-from aftershock.study import Curve, DegradationModel, Fragility, Measure, Rate, Summary, SweptRate, severity_text
+from aftershock.study import (
+    Curve,
+    DegradationModel,
+    Fragility,
+    Measure,
+    Rate,
+    Sensitivity,
+    Summary,
+    SweptRate,
+    severity_text,
+)
 
 LOST: dict[Measure, str] = {"accuracy": "accuracy", "kept": "answers that are neither SDC nor DUE"}
 """What a curve's shares are of."""
@@ -46,6 +56,8 @@ def sweep_content(summary: Summary) -> SweepContent | None:
     if not summary.sweep:
         return None
     tables = [_curve_table(summary.curves)] if summary.curves else []
+    if summary.sensitivity is not None:
+        tables.append(_sensitivity_table(summary.sensitivity))
     if summary.degradation is not None:
         tables += _degradation_tables(summary.degradation)
     return SweepContent(tuple(map(_row, summary.sweep)), tuple(tables))
@@ -106,6 +118,26 @@ def _fragility_cells(found: Fragility | None) -> tuple[str, str]:
         return "", ""
     estimate, low, high = (severity_text(value, found.tried) for value in found.half_lost)
     return "" if found.awrcl is None else rate(*found.awrcl), f"{estimate} [{low}, {high}]"
+
+
+def _sensitivity_table(found: Sensitivity) -> Table:
+    return Table(
+        "Which components are sensitive",
+        "ReaLM (DAC 2025) finds sensitive what is added to the residual stream as it is, and all else resilient. Held "
+        "against this sweep: every sensitive component must lose more answers than every other one, at the same values "
+        "of the other keys; p is that of the smallest gap. It does not hold where a gap is shown to be negative.",
+        ("sensitive", "resilient", "smallest gap, points", "between", "p", "verdict"),
+        (
+            (
+                ", ".join(found.sensitive),
+                ", ".join(found.resilient),
+                "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * bound for bound in found.gap)),
+                f"{found.least_sensitive} and {found.least_resilient}",
+                number(found.p_value),
+                found.verdict,
+            ),
+        ),
+    )
 
 
 def _degradation_tables(model: DegradationModel) -> Iterator[Table]:

@@ -118,7 +118,8 @@ def _share(count: int, of: int) -> float | None:
 
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    # Of infinities of both signs NaN, without a word.
+    return sum(known) / len(known) if known else None
 
 
 def item_frame(trials: Iterable[TrialRecord], golden: Sequence[GoldenRecord]) -> pl.DataFrame:

@@ -42,6 +42,7 @@ from aftershock.study.rounds import Block, next_block
 from aftershock.study.rules import Rule, parse_rule
 from aftershock.study.run import Progress, run_study
 from aftershock.study.searched import Searched, SearchedValue, SearchSummary, summarise_study
+from aftershock.study.sensitivity import Sensitivity
 from aftershock.study.settings import StudySettings, check_settings, read_settings, to_toml
 from aftershock.study.store import Store, StoredStudy, load_study
 from aftershock.study.summary import SdcRate, Summary, summarise
@@ -86,6 +87,7 @@ __all__ = [
     "SearchSummary",
     "Searched",
     "SearchedValue",
+    "Sensitivity",
     "Store",
     "StoredStudy",
     "Strike",

@@ -24,6 +24,7 @@ from aftershock.study.curves import Curve, sweep_curves
 from aftershock.study.degradation import DegradationModel, degradation_model
 from aftershock.study.rates import Floats, Rate, mean_rate
 from aftershock.study.records import DUE, SDC, ItemOutcome, ItemRecord, Record, TrialRecord
+from aftershock.study.sensitivity import Sensitivity, sensitivity
 from aftershock.study.store import StoredStudy
 from aftershock.study.swept import SweptRate, swept_rates
 from aftershock.study.takeaways import Takeaway, takeaways
@@ -116,6 +117,7 @@ class Summary(Record):
     strata: tuple[StratumRate, ...]
     sweep: tuple[SweptRate, ...]
     curves: tuple[Curve, ...]
+    sensitivity: Sensitivity | None
     degradation: DegradationModel | None
     takeaways: tuple[Takeaway, ...]
     verdict: Verdict | None
@@ -146,6 +148,8 @@ class Summary(Record):
             lines.insert(-1, f"generate      {self.against_generate.text()}")
         lines[-1:-1] = [f"  {one.text()}" for one in self.sweep]
         lines[-1:-1] = [f"  {one.text()}" for one in self.curves]
+        if self.sensitivity is not None:
+            lines.insert(-1, f"  {self.sensitivity.text()}")
         if self.degradation is not None:
             lines.insert(-1, f"  {self.degradation.text()}")
         tested = [one for one in self.takeaways if one.tested]
@@ -205,6 +209,7 @@ def summarise(study: StoredStudy) -> Summary:
         strata=() if drawn is None else _strata(trials, drawn),
         sweep=swept_rates(study),
         curves=sweep_curves(study),
+        sensitivity=sensitivity(study),
         degradation=degradation_model(study),
         takeaways=takeaways((study,)),
         verdict=study.verdict,
