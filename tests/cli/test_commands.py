@@ -1,6 +1,7 @@
 """What each command does, prints and returns."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -378,3 +379,16 @@ def test_options_for_one_study_are_refused_for_several(command, tiny, tmp_path, 
     assert run(["study", str(file), "--search", "3", "--out", str(tmp_path / "out")]) == 2
     assert "--search goes with one study alone" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_told_otherwise(given: str | None, expected: str) -> None:
+    script = (
+        "import atexit, os, sys; from aftershock.cli import main; assert 'torch' not in sys.modules; "
+        "atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY'])); sys.argv[1:] = ['--help']; main()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    if given is not None:
+        environment["OMP_WAIT_POLICY"] = given
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
+    assert ran.stdout.splitlines()[-1] == expected
