@@ -1,7 +1,11 @@
 """Several studies from one file."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,3 +183,48 @@ def test_members_at_once_have_the_same_records(tmp_path):
     assert sorted(state.name for state in states if state.outcome == "done") == ["other", "whole"]
     for name in ("whole", "other"):
         assert load_study(tmp_path / "two" / name).records_digest == load_study(tmp_path / "one" / name).records_digest
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="looks for the workers in /proc")
+def test_workers_end_with_a_campaign_that_is_killed(tmp_path):
+    tables = tiny_tables(tmp_path) | {"study": [{"name": name, "run": {"trials": 100_000}} for name in ("one", "two")]}
+    (tmp_path / "campaign.json").write_text(json.dumps(tables))
+    script = (
+        "import json, sys\n"
+        "from pathlib import Path\n"
+        "from aftershock.study import Member, check_settings, expand, run_campaign\n"
+        "if __name__ == '__main__':\n"
+        "    tables = json.loads(Path('campaign.json').read_text())\n"
+        "    found = [Member(name, check_settings(own, name)) for name, own in expand(tables, 'it')]\n"
+        "    list(run_campaign(found, Path('out'), workers=2))\n"
+    )
+    (tmp_path / "run.py").write_text(script)
+    parent = subprocess.Popen([sys.executable, "run.py"], cwd=tmp_path)
+    try:
+        wait_for(lambda: len(list((tmp_path / "out").glob("*/study.sqlite"))) == 2 or parent.poll() is not None)
+        assert parent.poll() is None
+        workers = [pid for pid in children_of(parent.pid) if "spawn_main" in command_of(pid)]
+        assert len(workers) == 2
+    finally:
+        parent.kill()
+        parent.wait()
+    wait_for(lambda: not any("spawn_main" in command_of(pid) for pid in workers))
+
+
+def wait_for(true, seconds=120):
+    """Until it is true; a deadline, no measurement."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def children_of(pid):
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def command_of(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""

@@ -27,8 +27,8 @@ app.add_typer(models.app, name="models")
 
 def main() -> None:
     """Entry point: runs a command and turns what went wrong into one sentence and an exit code."""
-    # Threads that spin while they wait slow other processes down, --workers among them. torch, which is not imported yet,
-    # reads this once; the workers inherit it.
+    # Threads that spin while they wait slow other processes down, workers among them. torch, which is not imported
+    # yet, reads this once; workers inherit it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(run(sys.argv[1:]))
 

@@ -1,12 +1,14 @@
 """Run the studies of a campaign, and tell which of them ran."""
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.queues import Queue
 from pathlib import Path
+from threading import Thread
 from typing import Literal
 
 import torch
@@ -142,7 +144,17 @@ def _at_once(members: Sequence[Member], folder: Path, workers: int) -> Iterator[
 
 
 def _take_place(places: "Queue[int]", workers: int) -> None:
+    """A worker's first deed. It ends with the process that started it, however that ended: were it to go on, a campaign
+    that is resumed would have two writers in one folder."""
     share_gpus(places.get(), workers)
+    Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def is_campaign_folder(folder: Path) -> bool:
