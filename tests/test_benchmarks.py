@@ -1,13 +1,18 @@
 """The parts of benchmarks that a wrong figure could come from."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from benchmarks.flips import Memory, Part, flipped, memory_of
 from benchmarks.nonfinite import monte_carlo, outputs, predictor
+from benchmarks.published import PUBLISHED
 
+from aftershock.faults import combinations, sweep_name, sweep_value
 from aftershock.models import model_hash
 from aftershock.numerics import FORMATS, NumberFormat, format_of, generator, storage_format, words
+from aftershock.study import check_settings, expand, read_settings
 from tiny_models import tiny_loaded
 
 FP8 = storage_format("fp8_e4m3", 4).fields["quant"].number, storage_format("fp8_e5m2", 4).fields["quant"].number
@@ -77,3 +82,16 @@ def test_corrupted_models_really_run_and_are_put_back() -> None:
     assert always["not_finite"].estimate + always["one_value"].estimate == 1
     assert never["not_finite"].estimate == never["one_value"].estimate == 0
     assert model_hash(model.module) == before
+
+
+def test_published_figures_stand_beside_what_the_study_files_sweep() -> None:
+    names: dict[str, set[str]] = {}
+    for file in ("realm.toml", "fragile.toml"):
+        source = str(Path(__file__).parents[1] / "studies" / file)
+        for name, tables in expand(read_settings(Path(source)), source):
+            settings = check_settings(tables, source)
+            for values, _ in combinations(settings.faults, settings.sweep):
+                written = {key: sweep_value(value) for key, value in values.items()}
+                curve = {key: value for key, value in written.items() if key != "rate"}
+                names.setdefault(name, set()).update((sweep_name(written), sweep_name(curve)))
+    assert {(study, at) for study, figures in PUBLISHED.items() for at in figures if at not in names[study]} == set()

@@ -1,0 +1,71 @@
+"""What the sweeps of a campaign came to, beside the figures published: studies/realm.toml and studies/fragile.toml.
+
+    python -m benchmarks.sweeps DIR --json
+
+Accuracy is the mean over faults, with its 95 % interval over faults; `relative_loss` is the share of golden's that is
+gone. Curves have AWRCL, all severities weighing the same, and the severity at which half is lost.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from aftershock.faults import sweep_name
+from aftershock.study import StoredStudy, SweptRate, load_members, summarise
+from benchmarks.environment import environment
+from benchmarks.published import PUBLISHED
+
+
+def row(found: SweptRate, published: dict[str, str]) -> dict[str, Any]:
+    """One combination, with what is published of it."""
+    name = sweep_name(found.values)
+    return {
+        "at": name,
+        "trials": found.trials,
+        "accuracy": None if found.accuracy is None else found.accuracy.model_dump(),
+        "due": found.due.model_dump(),
+        "relative_loss": found.relative_loss,
+        "published": published.get(name),
+    }
+
+
+def member(name: str, study: StoredStudy) -> dict[str, Any]:
+    """One study of the campaign."""
+    summary, published = summarise(study), dict(PUBLISHED.get(name, {}))
+    return {
+        "model": study.environment.model,
+        "model_hash": study.environment.model_hash,
+        "task": study.settings.task.spec,
+        "trials": summary.trials,
+        "records": summary.records_digest,
+        "seconds": round(summary.seconds, 1),
+        "golden": summary.golden.model_dump(),
+        "audit": None if summary.audit is None else summary.audit.model_dump(),
+        "sensitivity": None if summary.sensitivity is None else summary.sensitivity.model_dump(),
+        "degradation": None if summary.degradation is None else summary.degradation.model_dump(),
+        "curves": [{**curve.model_dump(), "published": published.get(curve.name)} for curve in summary.curves],
+        "rows": [row(found, published) for found in summary.sweep],
+    }
+
+
+def main() -> None:
+    """Print them as one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the --out folder of the campaign")
+    parser.add_argument("--json", action="store_true", help="the only form there is")
+    members = {name: study for name, study in load_members(parser.parse_args().folder) if study.trials}
+    print(
+        json.dumps(
+            {
+                "benchmark": "sweeps",
+                **environment(),
+                "n": sum(len(study.trials) for study in members.values()),
+                "studies": {name: member(name, study) for name, study in members.items()},
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
