@@ -2,8 +2,9 @@
 
     python -m benchmarks.sweeps DIR --json
 
-Accuracy is the mean over faults, with its 95 % interval over faults; `relative_loss` is the share of golden's that is
-gone. Curves have AWRCL, all severities weighing the same, and the severity at which half is lost.
+All figures are means over faults with 95 % intervals over faults. `lost`: the share of golden's right answers that end
+as SDC or DUE; `relative_loss`: how much of golden's accuracy is gone, wrong answers that became right taken off. Curves
+have AWRCL, all severities weighing the same, and the severity at which half is lost.
 """
 
 import argparse
@@ -24,6 +25,7 @@ def row(found: SweptRate, published: dict[str, str]) -> dict[str, Any]:
         "at": name,
         "trials": found.trials,
         "accuracy": None if found.accuracy is None else found.accuracy.model_dump(),
+        "lost": found.lost.model_dump(),
         "due": found.due.model_dump(),
         "relative_loss": found.relative_loss,
         "published": published.get(name),

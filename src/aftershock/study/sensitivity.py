@@ -13,8 +13,8 @@ import numpy as np
 
 from aftershock.faults import sweep_name
 from aftershock.stats import Estimate, cluster_interval, p_above, p_below, pooled, rate_difference
-from aftershock.study.kept import kept_by, measure_of
-from aftershock.study.records import GoldenRecord, Record
+from aftershock.study.kept import kept
+from aftershock.study.records import Record
 from aftershock.study.store import StoredStudy
 from aftershock.study.swept import Combination, swept_trials
 
@@ -31,9 +31,9 @@ class Sensitivity(Record):
     keys.
 
     `gap`, with its 95 % interval: the smallest difference of any two, `least_sensitive` less `least_resilient`, in
-    shares of answers. The claim is that all differences are positive, so `p_value` is the largest of theirs
-    (intersection-union test, Berger, Technometrics 1982). It does not hold where one is shown to be negative, after
-    Bonferroni.
+    shares of golden's right answers that are lost (SDC or DUE). The claim is that all differences are positive, so
+    `p_value` is the largest of theirs (intersection-union test, Berger, Technometrics 1982). It does not hold where one
+    is shown to be negative, after Bonferroni.
     """
 
     sensitive: tuple[str, ...]
@@ -57,7 +57,7 @@ def sensitivity(study: StoredStudy) -> Sensitivity | None:
     """The test of a study that sweeps over single components, sensitive ones and others; None of any other study."""
     swept = [one for one in swept_trials(study) if len(one.selection.components) == 1]
     losses = {
-        name: _losses([one for one in swept if one.selection.components == (name,)], study.golden)
+        name: _losses([one for one in swept if one.selection.components == (name,)])
         for name in dict.fromkeys(one.selection.components[0] for one in swept)
     }
     sensitive, resilient = ([name for name in losses if (name in SENSITIVE) == inside] for inside in (True, False))
@@ -81,17 +81,14 @@ def sensitivity(study: StoredStudy) -> Sensitivity | None:
     )
 
 
-def _losses(cells: Sequence[Combination], golden: Sequence[GoldenRecord]) -> dict[str, Estimate]:
-    """The share that faults lose of golden's answers, mean over faults, by the values of the other keys."""
-    measure = measure_of(golden)
+def _losses(cells: Sequence[Combination]) -> dict[str, Estimate]:
+    """The share of golden's right answers that faults lose, mean over faults, by the values of the other keys."""
     found = {}
     for cell in cells:
-        shares = kept_by(measure, cell.trials, golden)
-        known = ~np.isnan(shares.faulty)
-        if known.any():
-            kept, clean = cluster_interval(shares.faulty[known]), float(shares.golden[known].mean())
+        lost = 1 - kept(cell.trials).faulty
+        if not np.isnan(lost).all():
             others = sweep_name({key: value for key, value in cell.values.items() if key != "components"})
-            found[others] = Estimate(clean - kept.estimate, clean - kept.high, clean - kept.low, kept.n)
+            found[others] = cluster_interval(lost)
     return found
 
 

@@ -16,15 +16,17 @@ from aftershock.study.store import StoredStudy
 class SweptRate(Record):
     """One combination: its values as written, its trials, and its rates over them.
 
-    `accuracy` is the share of answers that are right among those with a reference, mean over faults, None where no item
+    `lost` is the share of golden's right answers (of its answers, where they have no reference) that end as SDC or DUE:
+    LLMFI's measure. `accuracy` is the share of answers that are right among those with a reference, None where no item
     has one; `relative_loss`, with its interval, is (golden's accuracy - this) / golden's, golden's on the same items
-    (UCLA study, section 6: relative change in accuracy), None where golden has none right.
+    (UCLA study, section 6: relative change in accuracy), None where golden has none right. All are means over faults.
     """
 
     values: dict[str, str]
     trials: int
     sdc: Rate
     due: Rate
+    lost: Rate
     accuracy: Rate | None
     relative_loss: tuple[float, float, float] | None
 
@@ -72,6 +74,7 @@ def _rate_of(one: Combination, golden: Sequence[GoldenRecord]) -> SweptRate:
         trials=len(one.trials),
         sdc=_share_rate(one.trials, SDC),
         due=_share_rate(one.trials, DUE),
+        lost=_share_rate(one.trials, SDC | DUE),
         accuracy=accuracy,
         relative_loss=loss,
     )
