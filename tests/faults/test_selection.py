@@ -144,6 +144,18 @@ def test_groups_share_the_layers_out_evenly(layers: int, data: st.DataObject) ->
     assert max(sizes) - min(sizes) <= 1
 
 
+def test_more_strikes_a_pass_than_a_token_has_places_are_refused(llama: ComponentMap) -> None:
+    keys = {"sites": ("activation",), "components": ("k", "up"), "draw": "uniform"}
+    channels = next(site.numel for site in llama.outputs if site.component == "k")
+    assert select(Selection(**keys, corruption="add", value=1.0, per_pass=channels), llama).outputs
+    with pytest.raises(InputError, match=f"k has {channels} places a token"):
+        select(Selection(**keys, corruption="add", value=1.0, per_pass=channels + 1), llama)
+    assert select(Selection(**keys, bits=(3, 4), per_pass=channels + 1), llama).outputs
+    # Prefill has the places of all its tokens.
+    for moment in ({"activation_trigger": "at prefill"}, {"stages": ("prefill",)}):
+        assert select(Selection(**keys, bits=(3,), per_pass=channels + 1, **moment), llama).outputs
+
+
 @pytest.mark.parametrize(
     "text",
     [
