@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from aftershock.errors import InputError
-from aftershock.faults import Selection, parse_layers, select
+from aftershock.faults import Selection, check_per_pass, parse_layers, select
 from aftershock.models import ComponentMap
 from aftershock.numerics import format_of
 from tiny_models import tiny_loaded
@@ -144,16 +144,27 @@ def test_groups_share_the_layers_out_evenly(layers: int, data: st.DataObject) ->
     assert max(sizes) - min(sizes) <= 1
 
 
-def test_more_strikes_a_pass_than_a_token_has_places_are_refused(llama: ComponentMap) -> None:
-    keys = {"sites": ("activation",), "components": ("k", "up"), "draw": "uniform"}
+@pytest.mark.parametrize(
+    "corruption", [{"corruption": "add", "value": 1.0}, {"bits": (3, 4)}, {"bit_classes": ("sign",)}, {}]
+)
+def test_more_strikes_a_pass_than_there_are_places_are_refused(llama: ComponentMap, corruption: dict) -> None:
+    number_format = format_of("float32")
+
+    def check(amount: int, **moment: object) -> None:
+        keys = {"sites": ("activation",), "components": ("k", "up"), "draw": "uniform", "per_pass": amount}
+        selection = Selection(**keys, **corruption, **moment)
+        check_per_pass(selection, select(selection, llama), number_format, 9)
+
     channels = next(site.numel for site in llama.outputs if site.component == "k")
-    assert select(Selection(**keys, corruption="add", value=1.0, per_pass=channels), llama).outputs
-    with pytest.raises(InputError, match=f"k has {channels} places a token"):
-        select(Selection(**keys, corruption="add", value=1.0, per_pass=channels + 1), llama)
-    assert select(Selection(**keys, bits=(3, 4), per_pass=channels + 1), llama).outputs
-    # Prefill has the places of all its tokens.
+    bits = {"add": 1}.get(corruption.get("corruption"), len(corruption.get("bits", ())) or (1 if corruption else 32))
+    check(channels * bits)
+    with pytest.raises(InputError, match=f"k has {channels * bits} places in the first later pass"):
+        check(channels * bits + 1)
+    # Prefill has the places of all its eight tokens.
     for moment in ({"activation_trigger": "at prefill"}, {"stages": ("prefill",)}):
-        assert select(Selection(**keys, bits=(3,), per_pass=channels + 1, **moment), llama).outputs
+        check(8 * channels * bits, **moment)
+        with pytest.raises(InputError, match=f"k has {8 * channels * bits} places in the prefill pass"):
+            check(8 * channels * bits + 1, **moment)
 
 
 @pytest.mark.parametrize(

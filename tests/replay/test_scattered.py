@@ -89,6 +89,11 @@ def test_sums_of_attentions_products(integers: LoadedModel, product: str) -> Non
     assert agree(integers, every) > 5
 
 
+def test_sums_of_scores_in_a_sliding_window(tmp_path: Path) -> None:
+    model = load(str(save_tiny(tmp_path / "gemma3", "gemma3", sliding_window=3)), arithmetic="w8a8")
+    agree(model, lines_of(OUTPUTS[1:], module="model.layers.0.self_attn.qk.accumulator", bit=30, amount=2.0**20))
+
+
 def test_in_company_they_run_alone() -> None:
     lines = lines_of(OUTPUTS, module="model.layers.0.mlp.up_proj", bit=29, amount=3.0)[::3]
     agree(tiny_loaded("llama"), lines + lines_of(WEIGHTS, weight="model.norm.weight")[::3], IN_COMPANY)

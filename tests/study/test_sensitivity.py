@@ -26,7 +26,7 @@ def test_it_holds_where_every_sensitive_component_loses_more() -> None:
     found = sensitivity(study_of({"q": 0.05, "v": 0.1, "o": 0.6, "down": 0.4}))
     assert found.verdict == "holds"
     assert (found.sensitive, found.resilient) == (("o", "down"), ("q", "v"))
-    assert (found.least_sensitive, found.least_resilient) == ("down", "v")
+    assert (found.strong, found.weak) == ("down", "v")
     estimate, low, high = found.gap
     assert low < 0.3 < high
     assert low < estimate < high
@@ -36,7 +36,7 @@ def test_it_holds_where_every_sensitive_component_loses_more() -> None:
 def test_one_resilient_component_that_loses_as_much_is_enough_to_refute_it() -> None:
     found = sensitivity(study_of({"q": 0.05, "up": 0.8, "o": 0.6, "down": 0.4}))
     assert found.verdict == "does not hold"
-    assert found.least_resilient == "up"
+    assert (found.strong, found.weak) == ("down", "up")
     assert found.gap[2] < 0
 
 
@@ -75,3 +75,17 @@ def test_the_summary_holds_it_and_reads_back() -> None:
     assert Summary.model_validate_json(summary.model_dump_json()) == summary
     assert "sensitive = o: holds; o loses" in summary.text()
     assert np.isfinite(summary.sensitivity.gap).all()
+
+
+def test_what_is_no_product_of_a_layer_is_in_neither_kind() -> None:
+    found = sensitivity(study_of({"q": 0.05, "o": 0.6, "norm": 0.9, "embedding+lm_head": 0.9, "residual": 0.9}))
+    assert (found.sensitive, found.resilient, found.verdict) == (("o",), ("q",), "holds")
+
+
+def test_the_pair_shown_is_the_one_that_decides() -> None:
+    """v has so few faults that it is the least certain, though q is nearer."""
+    study = study_of({"q": 0.3, "o": 0.45, "v": 0.1}, 60)
+    few = [trial for trial in study.trials if not ("components = v" in trial.stratum and trial.trial % 60 > 1)]
+    found = sensitivity(study.__class__(**{**vars(study), "trials": tuple(few)}))
+    assert found.weak == "v"
+    assert (found.gap[1] > 0) == (found.verdict == "holds")

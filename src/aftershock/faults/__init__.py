@@ -18,7 +18,7 @@ from aftershock.faults.parts import StratumKey
 from aftershock.faults.places import cache_site, head_site, key_of, output_site, parameter_site, site_of, stored_site
 from aftershock.faults.resolve import Labels, check, column_of, labels, site_kind, splits
 from aftershock.faults.sample import sample_faults
-from aftershock.faults.scatter import Places, TokenScatter, every, joined, scattered_weights
+from aftershock.faults.scatter import Places, TokenScatter, check_per_pass, every, joined, scattered_weights
 from aftershock.faults.selection import MAKES_SCORES, Population, Selection, parse_layers, select
 from aftershock.faults.sites import (
     ActivationSite,
@@ -75,6 +75,7 @@ __all__ = [
     "cache_site",
     "cell_faults",
     "check",
+    "check_per_pass",
     "column_of",
     "combinations",
     "distinct",

@@ -18,7 +18,7 @@ from aftershock.faults.sites import (
 )
 from aftershock.models import BY_CHANNEL, CacheSite, ComponentMap, HeadSite, OutputSite, ParameterSite, StoredSite
 
-T = TypeVar("T", ParameterSite, OutputSite)
+T = TypeVar("T", ParameterSite, OutputSite | HeadSite)
 Place = ParameterSite | OutputSite | CacheSite | HeadSite | StoredSite
 """A part of a model in which faults lie."""
 
@@ -50,23 +50,23 @@ def output_site(fault: Fault, components: ComponentMap) -> OutputSite | HeadSite
     """
     site = fault.site
     assert isinstance(site, ActivationSite | ScatteredOutput)
-    sums = [part for part in components.accumulators if isinstance(part, OutputSite)]
-    known = (*components.outputs, *sums)
-    candidates = [part for part in known if part.module == site.module]
-    if isinstance(site, ScatteredOutput):
-        products = [part for part in components.accumulators if isinstance(part, HeadSite)]
-        if product := next((part for part in products if part.shown_by == site.module), None):
-            return product
-    if not candidates:
+    known = (*components.outputs, *components.accumulators)
+    found = [part for part in known if part.shown_by == site.module]
+    if not found:
         raise InputError(
             f"fault '{fault}': {components.architecture} has no mapped output {site.module}"
-            + _suggestion(site.module, [part.module for part in known])
+            + _suggestion(site.module, [part.shown_by for part in known])
         )
     if isinstance(site, ScatteredOutput):
-        return _share(fault, site.module, site.component, candidates)
-    if not 0 <= site.channel < candidates[0].channels:
-        raise InputError(f"fault '{fault}': {site.module} has {candidates[0].channels} channels, numbered from 0")
-    return next(part for part in candidates if part.rows.contains(np.array(site.channel)))
+        return _share(fault, site.module, site.component, found)
+    outputs = [part for part in found if isinstance(part, OutputSite)]
+    if not outputs:
+        raise InputError(
+            f"fault '{fault}': {site.module} is that of heads, so its values are named otherwise: docs/faults.md"
+        )
+    if not 0 <= site.channel < outputs[0].channels:
+        raise InputError(f"fault '{fault}': {site.module} has {outputs[0].channels} channels, numbered from 0")
+    return next(part for part in outputs if part.rows.contains(np.array(site.channel)))
 
 
 def _share(fault: Fault, name: str, component: str | None, parts: list[T]) -> T:

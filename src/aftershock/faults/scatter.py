@@ -15,9 +15,10 @@ from aftershock.errors import InputError
 from aftershock.faults.corruption import Corruption, Drawn, bits_of
 from aftershock.faults.draws import distinct
 from aftershock.faults.fault import Fault
+from aftershock.faults.selection import Population, Selection
 from aftershock.faults.sites import Scatter, ScatteredOutput, ScatteredWeights
-from aftershock.models import FIRST_TOKEN, PREFILL, HeadSite, OutputSite, ParameterSite
-from aftershock.numerics import generator
+from aftershock.models import FIRST_TOKEN, PREFILL, HeadSite, OutputSite, ParameterSite, decode
+from aftershock.numerics import NumberFormat, generator
 
 _BLOCK_VALUES = 2**18
 """Values of a parameter that are drawn at a time under a rate."""
@@ -176,3 +177,35 @@ def _independent(random: np.random.Generator, population: int, chance: float) ->
         last = int(found[-1][-1])
     places = np.concatenate(found)
     return places[: np.searchsorted(places, population)]
+
+
+def check_per_pass(selection: Selection, population: Population, number_format: NumberFormat, shortest: int) -> None:
+    """Raise InputError where `per_pass` wants more places than there are in some pass of a prompt of `shortest`
+    tokens."""
+    if selection.per_pass is None:
+        return
+    whole = selection.corruption in ("replace", "add")
+    bits = 1 if whole else len(selection.bit_positions(number_format))
+    for site in (*population.outputs, *population.accumulators):
+        for name, tokens in _first_passes(selection, shortest - 1).items():
+            start, stop = site.places_before(np.array([tokens.start, tokens.stop])).tolist()
+            if selection.per_pass > bits * (stop - start):
+                raise InputError(
+                    f"per_pass = {selection.per_pass}, but {site.component} has {bits * (stop - start)} places in the "
+                    f"{name} pass of the shortest prompt: lower it, or leave that component out"
+                )
+
+
+def _first_passes(selection: Selection, prefill: int) -> dict[str, range]:
+    """Tokens of the passes that a selection strikes first, in prefill (which has so many tokens) and after it: later
+    passes have no fewer places."""
+    lasting = selection.lasting_outputs
+    if lasting is None:
+        in_prefill, later = "prefill" in selection.stages, selection.stages != ("prefill",)
+        first = FIRST_TOKEN if "first_token" in selection.stages else decode(1)
+    else:
+        in_prefill, later = lasting.first == PREFILL, lasting.end != FIRST_TOKEN
+        first = max(lasting.first, FIRST_TOKEN)
+    token = prefill + first - FIRST_TOKEN
+    found = {"prefill": range(prefill)} if in_prefill and prefill else {}
+    return found | ({"first later": range(token, token + 1)} if later else {})

@@ -13,9 +13,7 @@ from aftershock.faults.grammar import parse_trigger
 from aftershock.faults.moments import Trigger
 from aftershock.faults.patterns import Pattern, PatternName, pattern_of
 from aftershock.models import (
-    BY_CHANNEL,
     COMPONENTS,
-    FIRST_TOKEN,
     CacheSite,
     ComponentMap,
     HeadSite,
@@ -335,25 +333,7 @@ def select(selection: Selection, components: ComponentMap) -> Population:
         if not 0 <= bit < max(words):
             raise InputError(f"bits: bit {bit} is in none of the stored words selected, which have up to {max(words)}")
     chosen = {site for kind in selection.sites for site in left.of(kind)}
-    _check_per_pass(selection, chosen)
     return left.where(chosen.__contains__)
-
-
-def _check_per_pass(selection: Selection, chosen: set[PopulationSite]) -> None:
-    """A token must have as many places as a pass is to be struck in; how many prefill has, or the keys that a token
-    sees, is the prompt's business."""
-    lasting = selection.lasting_outputs
-    stages = set(selection.stages) if lasting is None else {"prefill" if lasting.end == FIRST_TOKEN else "later"}
-    if selection.per_pass is None or stages == {"prefill"}:
-        return
-    bits = 1 if selection.corruption in ("replace", "add") else len(set(selection.bits))
-    for site in chosen:
-        by_key = isinstance(site, HeadSite) and site.part not in BY_CHANNEL
-        if bits and not by_key and selection.per_pass > bits * site.numel:
-            raise InputError(
-                f"per_pass = {selection.per_pass}, but {site.component} has {bits * site.numel} places a token: lower "
-                "it, or leave that component out"
-            )
 
 
 def parse_layers(text: str, layers: int) -> frozenset[int] | None:

@@ -173,9 +173,9 @@ def _inner(site: OutputSite | HeadSite, tokens: np.ndarray, share: np.ndarray) -
         return (site.rows.locate(share),)
     if site.part in BY_CHANNEL:
         return tuple(np.divmod(share, site.channels))
-    seen = [site.seen(token) for token in tokens.tolist()]
-    head, key = np.divmod(share, np.array([len(keys) for keys in seen], dtype=np.int64))
-    return head, key + np.array([keys.start for keys in seen], dtype=np.int64)
+    first = np.zeros_like(tokens) if site.window is None else np.maximum(0, tokens - site.window + 1)
+    head, key = np.divmod(share, tokens + 1 - first)
+    return head, first + key
 
 
 def _elements(site: OutputSite | HeadSite, output: torch.Tensor, found: _Strike, begin: int, stop: int) -> Index:

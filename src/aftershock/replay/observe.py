@@ -90,8 +90,8 @@ class Seen:
     logits: torch.Tensor
 
     def by_itself(self) -> "Seen":
-        """The same, without the memory of the other copies that it was seen beside."""
-        return replace(self, logprobs=self.logprobs.clone(), logits=self.logits.clone())
+        """The same with logits of its own, which else hold those of the copies beside it in memory."""
+        return replace(self, logits=self.logits.clone())
 
     def equal(self, other: "Seen") -> bool:
         """Whether both are the same to the bit."""

@@ -124,15 +124,16 @@ def _sensitivity_table(found: Sensitivity) -> Table:
     return Table(
         "Which components are sensitive",
         "ReaLM (DAC 2025) finds sensitive what is added to the residual stream as it is, and all else resilient. Held "
-        "against this sweep: every sensitive component must lose more answers than every other one, at the same values "
-        "of the other keys; p is that of the smallest gap. It does not hold where a gap is shown to be negative.",
-        ("sensitive", "resilient", "smallest gap, points", "between", "p", "verdict"),
+        "against this sweep: every sensitive component must lose more of golden's right answers than every resilient one, "
+        "at the same values of the other keys. Shown is the pair that decides: the least certain gap, or one that is "
+        "clearly negative.",
+        ("sensitive", "resilient", "gap, points", "between", "p", "verdict"),
         (
             (
                 ", ".join(found.sensitive),
                 ", ".join(found.resilient),
                 "{:.2f} [{:.2f}, {:.2f}]".format(*(100 * bound for bound in found.gap)),
-                f"{found.least_sensitive} and {found.least_resilient}",
+                f"{found.strong} and {found.weak}",
                 number(found.p_value),
                 found.verdict,
             ),

@@ -26,9 +26,11 @@ from aftershock.faults import (
     Flip,
     Labels,
     Population,
+    Selection,
     Stratum,
     cell_faults,
     check,
+    check_per_pass,
     distinct,
     element_faults,
     parse_faults,
@@ -251,6 +253,8 @@ def make_plan(settings: StudySettings, say: Say = lambda _: None) -> Plan:
     use = measured_use(settings, model, population, batches, say)
     population = drawn_from(settings.faults, population, use)
     plan = Plan(settings, model, task, batches, population, environment, use=use)
+    if not settings.sweep:
+        _check_fits(plan, settings.faults, population)
     if settings.run.in_rounds:
         plan = _in_rounds(plan)
     if settings.sweep:
@@ -308,6 +312,7 @@ def _swept(plan: Plan) -> Plan:
         selection = stratum.cells[0].selection
         if "stored" not in selection.sites:
             selection.bit_positions(plan.model.format)
+        _check_fits(plan, selection, stratum.cells[0].population)
     strata = tuple(
         replace(stratum, cells=tuple(replace(cell, population=_drawn(plan, cell)) for cell in stratum.cells))
         for stratum in strata
@@ -315,6 +320,11 @@ def _swept(plan: Plan) -> Plan:
     least, more = divmod(plan.settings.trials, len(strata))
     counts = tuple(least + (number < more) for number in range(len(strata)))
     return replace(plan, strata=strata, rounds=(Round(0, counts),))
+
+
+def _check_fits(plan: Plan, selection: Selection, population: Population) -> None:
+    shortest = min(len(context) for batch in plan.batches for context, _ in batch.sequences)
+    check_per_pass(selection, population, plan.model.format, shortest)
 
 
 def _drawn(plan: Plan, cell: Cell) -> Population:

@@ -19,7 +19,9 @@ from aftershock.study.store import StoredStudy
 from aftershock.study.swept import Combination, swept_trials
 
 SENSITIVE = frozenset({"o", "down", "fc2"})
-"""Components of a decoder layer whose outputs are added to the residual stream."""
+RESILIENT = frozenset({"q", "k", "v", "qk", "sv", "gate", "up", "fc1"})
+"""The products of a decoder layer, as ReaLM sorts them. What else may be swept (embedding, norms, router) is in
+neither."""
 
 LEVEL = 0.05
 
@@ -27,19 +29,19 @@ Verdict = Literal["holds", "does not hold", "not enough evidence"]
 
 
 class Sensitivity(Record):
-    """Whether every sensitive component of a sweep loses more than every other one, at the same values of the other
+    """Whether every sensitive component of a sweep loses more than every resilient one, at the same values of the other
     keys.
 
-    `gap`, with its 95 % interval: the smallest difference of any two, `least_sensitive` less `least_resilient`, in
-    shares of golden's right answers that are lost (SDC or DUE). The claim is that all differences are positive, so
-    `p_value` is the largest of theirs (intersection-union test, Berger, Technometrics 1982). It does not hold where one
-    is shown to be negative, after Bonferroni.
+    Lost are golden's right answers that end as SDC or DUE. `gap`, with its 95 % interval, is what the component `strong`
+    loses more than `weak`, in shares: of all pairs the one that decides. The claim is that all gaps are positive, so it
+    holds if the least certain of them is, without a correction (intersection-union test, Berger, Technometrics 1982),
+    and `p_value` is that pair's. It does not hold where the gap that is most clearly negative is, after Bonferroni.
     """
 
     sensitive: tuple[str, ...]
     resilient: tuple[str, ...]
-    least_sensitive: str
-    least_resilient: str
+    strong: str
+    weak: str
     gap: tuple[float, float, float]
     p_value: float
     verdict: Verdict
@@ -48,36 +50,38 @@ class Sensitivity(Record):
         """`sensitive = o down: holds; down loses 31.20 points more than v (24.10 to 38.30), p = 0.0001`."""
         estimate, low, high = (100 * bound for bound in self.gap)
         return (
-            f"sensitive = {' '.join(self.sensitive)}: {self.verdict}; {self.least_sensitive} loses {estimate:.2f} "
-            f"points more than {self.least_resilient} ({low:.2f} to {high:.2f}), p = {self.p_value:.2g}"
+            f"sensitive = {' '.join(self.sensitive)}: {self.verdict}; {self.strong} loses {estimate:.2f} points more "
+            f"than {self.weak} ({low:.2f} to {high:.2f}), p = {self.p_value:.2g}"
         )
 
 
 def sensitivity(study: StoredStudy) -> Sensitivity | None:
-    """The test of a study that sweeps over single components, sensitive ones and others; None of any other study."""
+    """The test of a study that sweeps over single components of both kinds; None of any other study."""
     swept = [one for one in swept_trials(study) if len(one.selection.components) == 1]
     losses = {
         name: _losses([one for one in swept if one.selection.components == (name,)])
         for name in dict.fromkeys(one.selection.components[0] for one in swept)
     }
-    sensitive, resilient = ([name for name in losses if (name in SENSITIVE) == inside] for inside in (True, False))
+    sensitive, resilient = ([name for name in losses if name in kind] for kind in (SENSITIVE, RESILIENT))
     if not sensitive or not resilient:
         return None
     gaps = {(strong, weak): _gap(losses[strong], losses[weak]) for strong, weak in product(sensitive, resilient)}
     known = {pair: gap for pair, gap in gaps.items() if gap is not None}
     if len(known) < len(gaps):
         return None
-    (strong, weak), smallest = min(known.items(), key=lambda one: one[1].estimate)
-    p_value = max(p_above(gap) for gap in known.values())
-    refuted = min(p_below(gap) for gap in known.values()) * len(known)
+    refuting = min(known, key=lambda pair: p_below(known[pair]))
+    refuted = min(1.0, p_below(known[refuting]) * len(known))
+    least_certain = max(known, key=lambda pair: p_above(known[pair]))
+    pair, p_value = (refuting, refuted) if refuted < LEVEL else (least_certain, p_above(known[least_certain]))
+    gap = known[pair]
     return Sensitivity(
         sensitive=tuple(sensitive),
         resilient=tuple(resilient),
-        least_sensitive=strong,
-        least_resilient=weak,
-        gap=(smallest.estimate, smallest.low, smallest.high),
+        strong=pair[0],
+        weak=pair[1],
+        gap=(gap.estimate, gap.low, gap.high),
         p_value=p_value,
-        verdict="holds" if p_value < LEVEL else "does not hold" if refuted < LEVEL else "not enough evidence",
+        verdict="does not hold" if refuted < LEVEL else "holds" if p_value < LEVEL else "not enough evidence",
     )
 
 
