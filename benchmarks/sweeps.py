@@ -12,10 +12,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from aftershock.faults import sweep_name
 from aftershock.study import StoredStudy, SweptRate, load_members, summarise
 from benchmarks.environment import environment
 from benchmarks.published import PUBLISHED
+
+
+def plain(record: BaseModel | None) -> Any:
+    """A record as JSON has it: infinities as strings."""
+    return None if record is None else json.loads(record.model_dump_json())
 
 
 def row(found: SweptRate, published: dict[str, str]) -> dict[str, Any]:
@@ -24,9 +31,9 @@ def row(found: SweptRate, published: dict[str, str]) -> dict[str, Any]:
     return {
         "at": name,
         "trials": found.trials,
-        "accuracy": None if found.accuracy is None else found.accuracy.model_dump(),
-        "lost": found.lost.model_dump(),
-        "due": found.due.model_dump(),
+        "accuracy": plain(found.accuracy),
+        "lost": plain(found.lost),
+        "due": plain(found.due),
         "relative_loss": found.relative_loss,
         "published": published.get(name),
     }
@@ -42,11 +49,11 @@ def member(name: str, study: StoredStudy) -> dict[str, Any]:
         "trials": summary.trials,
         "records": summary.records_digest,
         "seconds": round(summary.seconds, 1),
-        "golden": summary.golden.model_dump(),
-        "audit": None if summary.audit is None else summary.audit.model_dump(),
-        "sensitivity": None if summary.sensitivity is None else summary.sensitivity.model_dump(),
-        "degradation": None if summary.degradation is None else summary.degradation.model_dump(),
-        "curves": [{**curve.model_dump(), "published": published.get(curve.name)} for curve in summary.curves],
+        "golden": plain(summary.golden),
+        "audit": plain(summary.audit),
+        "sensitivity": plain(summary.sensitivity),
+        "degradation": plain(summary.degradation),
+        "curves": [{**plain(curve), "published": published.get(curve.name)} for curve in summary.curves],
         "rows": [row(found, published) for found in summary.sweep],
     }
 
@@ -64,7 +71,8 @@ def main() -> None:
                 **environment(),
                 "n": sum(len(study.trials) for study in members.values()),
                 "studies": {name: member(name, study) for name, study in members.items()},
-            }
+            },
+            allow_nan=False,
         )
     )
 

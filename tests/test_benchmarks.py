@@ -1,5 +1,6 @@
 """The parts of benchmarks that a wrong figure could come from."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,13 @@ import torch
 from benchmarks.flips import Memory, Part, flipped, memory_of
 from benchmarks.nonfinite import monte_carlo, outputs, predictor
 from benchmarks.published import PUBLISHED
+from benchmarks.sweeps import member
 
 from aftershock.faults import combinations, sweep_name, sweep_value
 from aftershock.models import model_hash
 from aftershock.numerics import FORMATS, NumberFormat, format_of, generator, storage_format, words
 from aftershock.study import check_settings, expand, read_settings
+from swept_study import swept_study
 from tiny_models import tiny_loaded
 
 FP8 = storage_format("fp8_e4m3", 4).fields["quant"].number, storage_format("fp8_e5m2", 4).fields["quant"].number
@@ -95,3 +98,12 @@ def test_published_figures_stand_beside_what_the_study_files_sweep() -> None:
                 curve = {key: value for key, value in written.items() if key != "rate"}
                 names.setdefault(name, set()).update((sweep_name(written), sweep_name(curve)))
     assert {(study, at) for study, figures in PUBLISHED.items() for at in figures if at not in names[study]} == set()
+
+
+def test_a_curve_that_never_falls_is_json_too() -> None:
+    sweep = {"components": [["q", "k", "v", "o"], ["norm"]], "rate": [1e-6, 1e-5, 1e-4]}
+    study = swept_study({"sites": ["weight"], "draw": "uniform"}, sweep, lambda values: (0.01, 1e6 * values["rate"]))
+    found = json.loads(json.dumps(member("value", study), allow_nan=False))
+    assert found["curves"][1]["by_rate"]["half_lost"][0] == "Infinity"
+    assert found["curves"][1]["published"] == PUBLISHED["value"]["components = norm"]
+    assert len(found["rows"]) == 6

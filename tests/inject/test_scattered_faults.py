@@ -229,6 +229,14 @@ def test_sums_of_attentions_products_are_struck_where_named(
         assert injection.reached_rows == {0, 1, 2, 3}
 
 
+def test_sums_of_a_product_have_no_other_component_and_no_channel(integers: LoadedModel) -> None:
+    name = "model.layers.1.self_attn.qk.accumulator"
+    with pytest.raises(InputError, match="is that of qk"):
+        Injection(integers, parse_faults(f"scattered activation {name} of down rate 0.1 key 3 flip 29"))
+    with pytest.raises(InputError, match="is that of heads"):
+        Injection(integers, parse_faults(f"activation {name}[3] flip 29 at first_token"))
+
+
 @pytest.mark.parametrize("amount", ["rate 0.02", "count 3"])
 def test_written_answers_are_struck_as_given_ones_are(amount: str) -> None:
     model = model_of("llama")

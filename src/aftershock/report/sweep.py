@@ -124,9 +124,9 @@ def _sensitivity_table(found: Sensitivity) -> Table:
     return Table(
         "Which components are sensitive",
         "ReaLM (DAC 2025) finds sensitive what is added to the residual stream as it is, and all else resilient. Held "
-        "against this sweep: every sensitive component must lose more of golden's right answers than every resilient one, "
-        "at the same values of the other keys. Shown is the pair that decides: the least certain gap, or one that is "
-        "clearly negative.",
+        "against this sweep: every sensitive component must lose more of golden's right answers than every resilient "
+        "one, at the same values of the other keys. Shown is the pair that decides: the least certain gap, or one that "
+        "is clearly negative.",
         ("sensitive", "resilient", "gap, points", "between", "p", "verdict"),
         (
             (
