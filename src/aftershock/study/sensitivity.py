@@ -33,9 +33,10 @@ class Sensitivity(Record):
     keys.
 
     Lost are golden's right answers that end as SDC or DUE. `gap`, with its 95 % interval, is what the component
-    `strong` loses more than `weak`, in shares: of all pairs the one that decides. The claim is that all gaps are positive, so it
-    holds if the least certain of them is, without a correction (intersection-union test, Berger, Technometrics 1982),
-    and `p_value` is that pair's. It does not hold where the gap that is most clearly negative is, after Bonferroni.
+    `strong` loses more than `weak`, in shares: of all pairs the one that decides. The claim is that all gaps are
+    positive, so it holds if the least certain of them is, without a correction (intersection-union test, Berger,
+    Technometrics 1982), and `p_value` is that pair's. It does not hold where the gap that is most clearly negative is,
+    after Bonferroni.
     """
 
     sensitive: tuple[str, ...]
