@@ -35,7 +35,7 @@ def command(
         typer.Option(help="reference runs every trial in full; the records are the same."),
     ] = "fast",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Share the work among so many processes; the records are the same.")
+        int | None, typer.Option(min=1, help="Share the work among so many processes (of a campaign: run so many studies at once); same records.")
     ] = None,
     ray: Annotated[
         str | None, typer.Option(help="Share it among workers of a Ray cluster: HOST:PORT, auto, or local.")
