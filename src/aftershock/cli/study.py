@@ -35,7 +35,10 @@ def command(
         typer.Option(help="reference runs every trial in full; the records are the same."),
     ] = "fast",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Share the work among so many processes (of a campaign: run so many studies at once); same records.")
+        int | None,
+        typer.Option(
+            min=1, help="Share the work among so many processes, or run so many studies of a campaign at once."
+        ),
     ] = None,
     ray: Annotated[
         str | None, typer.Option(help="Share it among workers of a Ray cluster: HOST:PORT, auto, or local.")

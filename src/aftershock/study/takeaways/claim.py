@@ -11,7 +11,7 @@ from aftershock.study.takeaways.records import Label
 NEGLIGIBLE = Greater(0.5)
 """Points below which a difference does not count: LLMFI's largest losses are 4 to 5 points."""
 
-POINTS, RANK = "points", "rank correlation"
+POINTS, RANK = "points", "Somers' D"
 """Units of effects: of 100 answers (or traced faults), and of `aftershock.stats.rank_trend`."""
 
 
