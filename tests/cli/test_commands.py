@@ -321,7 +321,7 @@ def test_internal_error_is_told_apart_from_bad_input(finished, monkeypatch, caps
     def broken(*_: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr("aftershock.study.summarise_study", broken)
+    monkeypatch.setattr("aftershock.study.summarise", broken)
     assert run(["report", str(finished), "--json"]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from aftershock.errors import InputError
 from aftershock.numerics import FORMATS, NumberFormat, words
-from aftershock.study import StoredStudy, load_study, make_plan, outlook, run_study, summarise_study
+from aftershock.report import write_report
+from aftershock.study import StoredStudy, load_study, make_plan, outlook, run_study, summarise
 from aftershock.study.boundary import Ladder, exhaustive_values, ladders, next_probes, search
 from aftershock.study.probes import is_harmful
-from aftershock.study.searched import SearchSummary
 from tiny_study import tiny_settings
 
 LENGTHS = st.integers(0, 32)
@@ -160,8 +160,7 @@ def study(folder: Path) -> StoredStudy:
 
 def test_a_search_is_a_study_of_ordinary_trials(folder, study):
     plan = make_plan(searching(folder))
-    summary = summarise_study(study)
-    assert isinstance(summary, SearchSummary)
+    summary = summarise(study)
     assert summary.search.values
     records = {record.trial: record for record in study.trials}
     assert len(records) < plan.trials == 4 * 32
@@ -196,11 +195,11 @@ def test_a_search_that_was_stopped_goes_on_to_the_same_records(folder, study):
     assert len(load_study(folder / "stopped").trials) == 41
     resumed = run_study(plan, folder / "stopped", resume=True)
     assert resumed.records_digest == study.records_digest
-    assert summarise_study(resumed).search == summarise_study(study).search
+    assert summarise(resumed).search == summarise(study).search
 
 
 def test_trust_compares_the_search_with_every_bit(study):
-    found = summarise_study(study).search
+    found = summarise(study).search
     (tried,) = [value for value in found.values if value.harmful is not None]
     assert found.trust.values == 1
     assert (found.trust.harmful, found.trust.implied) == (len(tried.harmful), len(tried.implied))
@@ -220,3 +219,14 @@ def test_trust_compares_the_search_with_every_bit(study):
 def test_a_search_takes_single_flips_of_weights_only(folder, faults):
     with pytest.raises(InputError, match="a search for boundary bits flips one bit"):
         tiny_settings(folder, faults=faults, search={"values": 3})
+
+
+def test_the_report_says_what_the_search_found(study, tmp_path):
+    write_report(study, tmp_path)
+    found = summarise(study).search
+    for name in ("report.html", "report.md"):
+        page = (tmp_path / name).read_text(encoding="utf-8")
+        assert "What the search found" in page
+        assert f"{len(found.values)} values took {found.probes:,} probes" in page
+        assert "How far the search can be trusted" in page
+        assert all(value.component in page for value in found.values)

@@ -13,7 +13,7 @@ def command(
 ) -> int:
     """Write DIR/report.html, report.md and the CSV tables from the records."""
     from aftershock.report import write_joint_report, write_report
-    from aftershock.study import is_campaign_folder, load_study, summarise_campaign, summarise_study
+    from aftershock.study import is_campaign_folder, load_study, summarise, summarise_campaign
 
     if is_campaign_folder(folder):
         found = summarise_campaign(folder)
@@ -26,7 +26,7 @@ def command(
     stored = load_study(folder)
     page = write_report(stored, folder)
     if json:
-        print_json(summarise_study(stored))
+        print_json(summarise(stored))
     else:
         console.print(f"report: {page}", soft_wrap=True, markup=False)
     return 0

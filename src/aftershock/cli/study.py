@@ -76,7 +76,7 @@ def command(
         outlook,
         require_ray,
         run_study,
-        summarise_study,
+        summarise,
     )
 
     options: dict[str, dict[str, Any]] = {
@@ -116,7 +116,7 @@ def command(
         crew = _crew(plan, workers, ray, executor)
         stored = run_study(plan, out, resume=resume, watch=progress, executor=runs, crew=crew)
     page = write_report(stored, out)
-    summary = summarise_study(stored)
+    summary = summarise(stored)
     _show(summary, json)
     if not json:
         console.print(f"\nreport: {page}", soft_wrap=True, markup=False)

@@ -8,7 +8,9 @@ import polars as pl
 
 from aftershock.report.examples import ANSWERS, AnswerRow, WorstRow, answer_rows, changed, worst_rows
 from aftershock.report.generate import GenerateContent, generate_content
+from aftershock.report.searched import search_tables
 from aftershock.report.sweep import SweepContent, sweep_content
+from aftershock.report.table import Table
 from aftershock.report.tables import ALL_SITES, outcome_frame, trial_frame
 from aftershock.report.takeaways import TakeawayContent, takeaway_content
 from aftershock.report.wording import (
@@ -79,6 +81,7 @@ class Content:
     figures: tuple[Figure, ...]
     outcomes: tuple[OutcomeRow, ...]
     changed_wrong: str
+    search: tuple[Table, ...]
     sweep: SweepContent | None
     takeaways: TakeawayContent | None
     generate: GenerateContent | None
@@ -103,6 +106,7 @@ def content(stored: StoredStudy, summary: Summary) -> Content:
         figures=tuple(_figures(summary)),
         outcomes=tuple(_outcome_rows(trials, summary)),
         changed_wrong=_changed_wrong(summary),
+        search=search_tables(summary.search),
         sweep=sweep_content(summary),
         takeaways=takeaway_content(summary.takeaways),
         generate=None if summary.against_generate is None else generate_content(summary.against_generate),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import polars as pl
 
 from aftershock.report.content import Content, content
+from aftershock.report.table import Table
 from aftershock.report.tables import ALL_SITES, rate_frame
 from aftershock.report.takeaways import TakeawayContent
 from aftershock.report.wording import visible
@@ -36,6 +37,7 @@ def markdown(stored: StoredStudy, summary: Summary) -> str:
             ],
         ),
         escaped(said.changed_wrong),
+        *_search(said),
         *_sweep(said),
         *_generate(said),
         *_rates(said),
@@ -62,6 +64,19 @@ def markdown(stored: StoredStudy, summary: Summary) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
+def _search(said: Content) -> Iterable[str]:
+    if said.search:
+        yield "## What the search found"
+        yield from _tables(said.search)
+
+
+def _tables(tables: Iterable[Table]) -> Iterable[str]:
+    for more in tables:
+        yield f"### {escaped(more.title)}"
+        yield escaped(more.note)
+        yield table(more.header, more.rows)
+
+
 def _sweep(said: Content) -> Iterable[str]:
     if said.sweep is None:
         return
@@ -74,10 +89,7 @@ def _sweep(said: Content) -> Iterable[str]:
             for row in rows
         ],
     )
-    for more in said.sweep.tables:
-        yield f"### {escaped(more.title)}"
-        yield escaped(more.note)
-        yield table(more.header, more.rows)
+    yield from _tables(said.sweep.tables)
 
 
 def takeaway_blocks(said: TakeawayContent | None) -> Iterable[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from aftershock.report.table import Table
 from aftershock.report.wording import number, percent, rate
 from aftershock.stats import Prediction, Term
 from aftershock.study import (
@@ -31,16 +32,6 @@ class SweepRow:
     detected: str
     accuracy: str
     loss: str
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table with what to know before reading it."""
-
-    title: str
-    note: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from aftershock.study.records import (
 from aftershock.study.rounds import Block, next_block
 from aftershock.study.rules import Rule, parse_rule
 from aftershock.study.run import Progress, run_study
-from aftershock.study.searched import Searched, SearchedValue, SearchSummary, summarise_study
+from aftershock.study.searched import Searched, SearchedValue, Trust
 from aftershock.study.sensitivity import Sensitivity
 from aftershock.study.settings import StudySettings, check_settings, read_settings, to_toml
 from aftershock.study.store import Store, StoredStudy, load_study
@@ -84,7 +84,6 @@ __all__ = [
     "Rule",
     "SdcRate",
     "SdcTest",
-    "SearchSummary",
     "Searched",
     "SearchedValue",
     "Sensitivity",
@@ -97,6 +96,7 @@ __all__ = [
     "SweptRate",
     "Takeaway",
     "TrialRecord",
+    "Trust",
     "Verdict",
     "advise",
     "check_settings",
@@ -122,7 +122,6 @@ __all__ = [
     "severity_text",
     "summarise",
     "summarise_campaign",
-    "summarise_study",
     "table_of",
     "takeaways",
     "to_toml",

@@ -22,6 +22,12 @@ class Rate(Record):
         return f"{100 * self.estimate:.2f} % ({100 * self.low:.2f} to {100 * self.high:.2f}, n = {self.n})"
 
 
+class LabelledRate(Rate):
+    """Rate of the faults that share a label."""
+
+    label: str
+
+
 def mean_rate(shares: Floats, drawn: Design | None = None) -> Rate:
     """Mean of the shares of trials, shape (trials,), NaN where a trial has none; weighted where they were drawn from
     strata. 0 with interval 0 to 1, n = 0, where no trial has one."""

@@ -8,10 +8,9 @@ from aftershock.numerics import format_of
 from aftershock.stats import Estimate, by_label, cluster_interval, wilson
 from aftershock.study.boundary import Direction, Ladder, exhaustive_values, ladders, search
 from aftershock.study.probes import outcomes_by_value
-from aftershock.study.rates import Rate
+from aftershock.study.rates import LabelledRate, Rate
 from aftershock.study.records import Record, TrialRecord
 from aftershock.study.store import StoredStudy
-from aftershock.study.summary import LabelledRate, Summary, summarise
 
 
 class Side(Record):
@@ -91,25 +90,6 @@ class Searched(Record):
                 f"not monotone {trust.not_monotone.text()} of the values",
             ]
         return "\n".join(lines)
-
-
-class SearchSummary(Summary):
-    """Summary of a study that searches; its rates are of the probes, which were chosen, not of random bits."""
-
-    search: Searched
-
-    def text(self) -> str:
-        """The result of the search, then the summary of the probes."""
-        caution = "of the probes, which the search chose (no rates of random bits):"
-        return f"{self.search.text()}\n\n{caution}\n{super().text()}"
-
-
-def summarise_study(study: StoredStudy) -> Summary:
-    """The summary of a study, complete or not; a SearchSummary of one that searches for boundary bits."""
-    summary = summarise(study)
-    if not study.settings.search.values:
-        return summary
-    return SearchSummary(**dict(summary), search=searched(study))
 
 
 def searched(study: StoredStudy) -> Searched:

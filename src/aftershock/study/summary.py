@@ -22,8 +22,9 @@ from aftershock.study.against_generate import AgainstGenerate, against_generate
 from aftershock.study.audit import Audit, audit_of
 from aftershock.study.curves import Curve, sweep_curves
 from aftershock.study.degradation import DegradationModel, degradation_model
-from aftershock.study.rates import Floats, Rate, mean_rate
+from aftershock.study.rates import Floats, LabelledRate, Rate, mean_rate
 from aftershock.study.records import DUE, SDC, ItemOutcome, ItemRecord, Record, TrialRecord
+from aftershock.study.searched import Searched, searched
 from aftershock.study.sensitivity import Sensitivity, sensitivity
 from aftershock.study.store import StoredStudy
 from aftershock.study.swept import SweptRate, swept_rates
@@ -64,12 +65,6 @@ class SdcRate(Record):
     design_effect: float
     interval: str
     effective_faults: float
-
-
-class LabelledRate(Rate):
-    """SDC rate of the faults that share a label."""
-
-    label: str
 
 
 class StratumRate(LabelledRate):
@@ -119,6 +114,7 @@ class Summary(Record):
     curves: tuple[Curve, ...]
     sensitivity: Sensitivity | None
     degradation: DegradationModel | None
+    search: Searched | None
     takeaways: tuple[Takeaway, ...]
     verdict: Verdict | None
     seconds: float
@@ -165,6 +161,8 @@ class Summary(Record):
         if self.verdict is not None:
             lines.insert(1, f"  stopped by  {self.verdict.text()}")
             lines[0] += f", {sdc.interval}"
+        if self.search is not None:
+            lines[:0] = [self.search.text(), "", "of the probes, which the search chose (no rates of random bits):"]
         return "\n".join(lines)
 
 
@@ -211,6 +209,7 @@ def summarise(study: StoredStudy) -> Summary:
         curves=sweep_curves(study),
         sensitivity=sensitivity(study),
         degradation=degradation_model(study),
+        search=searched(study) if study.settings.search.values else None,
         takeaways=takeaways((study,)),
         verdict=study.verdict,
         seconds=study.seconds,
