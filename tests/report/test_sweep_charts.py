@@ -85,8 +85,22 @@ def test_one_other_key_is_dots_and_two_are_a_map():
     assert len(rows) == 9
     assert all(row["low"] <= row["estimate"] <= row["high"] and row["short"] in row["written"] for row in rows)
     assert cells.spec["layer"][0]["encoding"]["y"]["scale"]["domain"] == ["q", "gate up", "norm"]
-    three = swept(components=COMPONENTS[:2], layers=LAYERS[:2], bit_classes=[["sign"], ["exponent"]])
-    assert panels_of(three) == {}
+
+
+def test_three_other_keys_are_a_map_for_each_value_of_the_first_on_one_scale():
+    study = swept_study(
+        FAULTS,
+        {"components": COMPONENTS[:2], "layers": LAYERS[:2], "bit_classes": [["sign"], ["exponent"]]},
+        lambda values: (0.9 if values["components"] == ["q"] else 0.1, 1.0),
+        trials_each=3,
+    )
+    one, other = panels_of(study).values()
+    assert one.title == "components = q: SDC rate by layers and bit_classes"
+    assert other.title == "components = gate up: SDC rate by layers and bit_classes"
+    assert {row["components"] for row in rows_of(other.spec)} == {"gate up"}
+    scales = [panel.spec["layer"][0]["encoding"]["color"]["scale"] for panel in (one, other)]
+    assert scales[0] == scales[1]
+    assert max(row["estimate"] for row in rows_of(other.spec)) < max(row["estimate"] for row in rows_of(one.spec))
 
 
 def test_a_study_without_a_sweep_has_no_panels(stored, summary):

@@ -8,6 +8,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
+from aftershock.faults import sweep_name
 from aftershock.report.drawing import ACCENT, NEUTRAL, RATE_TOOLTIPS, SHARE, finished, rate_colour, top
 from aftershock.report.panels import Panel
 from aftershock.report.sweep import LOST
@@ -28,7 +29,8 @@ _TITLES: dict[Axis, str] = {"rate": "rate", "errors": "injected errors"}
 
 
 def sweep_panels(summary: Summary) -> Iterator[Panel]:
-    """Every panel of a sweep: curves where rates or counts are swept, else what one or two keys do."""
+    """Every panel of a sweep: curves where rates or counts are swept, else what the other keys do: dots for one, a map
+    for two, and for more a map of the last two at every value of the others."""
     if summary.curves:
         yield from _curve_panels(summary.curves)
     elif summary.sweep and not summary.sweep[0].values.keys() & set(SEVERITIES):
@@ -41,14 +43,25 @@ def sweep_panels(summary: Summary) -> Iterator[Panel]:
                 6,
                 value_chart(summary.sweep, keys[0]).to_dict(),
             )
-        elif len(keys) == 2:
-            yield Panel(
-                "sweep",
-                f"SDC rate by {keys[0]} and {keys[1]}",
-                "The interval and the number of faults are under the pointer.",
-                6,
-                value_map(summary.sweep, keys[0], keys[1]).to_dict(),
-            )
+        else:
+            yield from _map_panels(summary.sweep, keys)
+
+
+def _map_panels(swept: Sequence[SweptRate], keys: Sequence[str]) -> Iterator[Panel]:
+    """Maps with one scale of colours; side by side where there are several."""
+    *others, rows, columns = keys
+    parts: dict[str, list[SweptRate]] = {}
+    for one in swept:
+        parts.setdefault(sweep_name({key: one.values[key] for key in others}), []).append(one)
+    largest = top(value_frame(swept)["estimate"])
+    for number, (name, own) in enumerate(parts.items()):
+        yield Panel(
+            f"sweep-{number}",
+            f"{name}: SDC rate by {rows} and {columns}" if name else f"SDC rate by {rows} and {columns}",
+            "The interval and the number of faults are under the pointer.",
+            3 if others else 6,
+            value_map(own, rows, columns, largest).to_dict(),
+        )
 
 
 def _curve_panels(curves: Sequence[Curve]) -> Iterator[Panel]:
@@ -178,10 +191,9 @@ def value_chart(swept: Sequence[SweptRate], key: str) -> alt.LayerChart:
     return finished((bars, dots), 240)
 
 
-def value_map(swept: Sequence[SweptRate], rows: str, columns: str) -> alt.LayerChart:
-    """SDC rate of every combination of two keys' values."""
+def value_map(swept: Sequence[SweptRate], rows: str, columns: str, largest: float) -> alt.LayerChart:
+    """SDC rate of every combination of two keys' values; colours end at the `largest` rate."""
     frame = value_frame(swept)
-    largest = top(frame["estimate"])
     base, x, y = alt.Chart(frame), _values(alt.X, swept, columns), _values(alt.Y, swept, rows)
     cells = base.mark_rect(stroke=NEUTRAL, strokeOpacity=0.35, strokeWidth=0.5).encode(
         x=x,
