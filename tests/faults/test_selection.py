@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from aftershock.errors import InputError
-from aftershock.faults import Selection, check_per_pass, parse_layers, select
-from aftershock.models import ComponentMap
+from aftershock.faults import Population, Selection, check_per_pass, parse_layers, select
+from aftershock.models import ComponentMap, HeadSite
 from aftershock.numerics import format_of
 from tiny_models import tiny_loaded
 
@@ -165,6 +165,19 @@ def test_more_strikes_a_pass_than_there_are_places_are_refused(llama: ComponentM
         check(8 * channels * bits, **moment)
         with pytest.raises(InputError, match=f"k has {8 * channels * bits} places in the prefill pass"):
             check(8 * channels * bits + 1, **moment)
+
+
+@pytest.mark.parametrize(("trigger", "keys"), [("from first_token", 9), ("from decode:3", 12), ("always", 9)])
+def test_sums_of_scores_have_a_place_for_each_key_that_the_first_pass_sees(trigger: str, keys: int) -> None:
+    population = Population(accumulators=(HeadSite("attention", "qk_accumulator", 0, 4, 8, None),))
+
+    def check(amount: int) -> None:
+        kind = {"sites": ("accumulator",), "draw": "uniform", "bits": (30,), "activation_trigger": trigger}
+        check_per_pass(Selection(**kind, per_pass=amount), population, format_of("float32"), 9)
+
+    check(4 * keys)
+    with pytest.raises(InputError, match=f"qk has {4 * keys} places"):
+        check(4 * keys + 1)
 
 
 @pytest.mark.parametrize(
