@@ -1,4 +1,4 @@
-"""The figures of docs/findings.md, from the records of a campaign of studies/llmfi_gpu.toml.
+"""The figures of docs/findings.md, from the records of a campaign of studies/llmfi*.toml.
 
     python -m benchmarks.findings DIR --json
 
@@ -59,7 +59,7 @@ def main() -> None:
     members = [(name, study) for name, study in load_members(folder) if study.trials]
 
     def of(name: str) -> list[StoredStudy]:
-        return [study for member, study in members if member.startswith(f"{name}-")]
+        return [study for member, study in members if member == name or member.startswith(f"{name}-")]
 
     print(
         json.dumps(
@@ -108,6 +108,8 @@ def main() -> None:
                     "packed by model": figures(
                         of("packed"), lambda study, _: f"{study.environment.model} {study.settings.model.storage}"
                     ),
+                    "code": figures(of("code"), lambda _, trial: trial.site),
+                    "experts": figures(of("experts"), lambda _, trial: trial.component),
                     "flips in a word": figures(of("double"), lambda _, trial: trial.stratum),
                 },
                 "takeaways": [one.model_dump(mode="json") for one in takeaways([study for _, study in members])],
