@@ -83,9 +83,17 @@ def _sweep(said: Content) -> Iterable[str]:
     yield "## Combination by combination"
     rows = said.sweep.rows
     yield table(
-        (*(key for key, _ in rows[0].values), "faults", "SDC", "DUE", "accuracy", "relative loss of accuracy"),
+        (*(key for key, _ in rows[0].values), "faults", "SDC", "DUE", "lost", "accuracy", "relative loss of accuracy"),
         [
-            (*(value for _, value in row.values), row.faults, row.silent, row.detected, row.accuracy, row.loss)
+            (
+                *(value for _, value in row.values),
+                row.faults,
+                row.silent,
+                row.detected,
+                row.lost,
+                row.accuracy,
+                row.loss,
+            )
             for row in rows
         ],
     )

@@ -30,6 +30,7 @@ class SweepRow:
     faults: str
     silent: str
     detected: str
+    lost: str
     accuracy: str
     loss: str
 
@@ -64,6 +65,7 @@ def _row(found: SweptRate) -> SweepRow:
         f"{found.trials:,}",
         written(found.sdc),
         written(found.due),
+        written(found.lost),
         written(found.accuracy),
         "" if loss is None else rate(*loss),
     )
