@@ -9,6 +9,7 @@ import pytest
 from aftershock.report import markdown, page
 from aftershock.report.content import content
 from aftershock.report.sweep_charts import sweep_panels
+from aftershock.report.wording import rate
 from aftershock.study import summarise
 from swept_study import swept_study
 
@@ -136,3 +137,13 @@ def test_a_sweep_that_has_just_begun_still_has_a_page(crossed):
     summary = summarise(begun)
     assert "Combination by combination" in page(begun, summary)
     assert "Combination by combination" in markdown(begun, summary)
+
+
+def test_tables_have_what_is_lost_of_every_combination(crossed):
+    study, summary = crossed
+    rows = content(study, summary).sweep.rows
+    for row, one in zip(rows, summary.sweep, strict=True):
+        assert row.lost == rate(one.lost.estimate, one.lost.low, one.lost.high)
+        assert one.lost.estimate == pytest.approx(one.sdc.estimate + one.due.estimate)
+    assert len({row.lost for row in rows}) > 3
+    assert "| lost |" in markdown(study, summary)
