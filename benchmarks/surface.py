@@ -1,6 +1,6 @@
 """Every place a fault can strike, in every format: is it struck, is it put back, is the model otherwise left alone?
 
-    python -m benchmarks.surface --json [--quick] [--model SPEC] [--device cuda]
+    python -m benchmarks.surface --json [--quick] [--model SPEC] [--device cuda] [--formats bfloat16 stored]
 
 One cell is a kind of site in a format, struck in one value or in many: by a scattered set, or as long as a pass lasts
 and longer. In each, random faults run by both executors on one batch of
@@ -13,8 +13,9 @@ answers to write. A cell fails where
 """
 
 import json
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -59,15 +60,18 @@ WAYS: dict[SiteKind, dict[str, dict[str, Any]]] = {
 """Keys of a selection for each way in which many values are struck at once."""
 
 
-def cells(spec: str, device: str) -> Iterator[tuple[str, tuple[SiteKind, ...], LoadedModel]]:
-    """Format, kinds of site, and the model in that format with the attention that shows these."""
+def cells(spec: str, device: str, formats: Collection[str]) -> Iterator[tuple[str, tuple[SiteKind, ...], LoadedModel]]:
+    """Format, kinds of site, and the model in that format with the attention that shows these; of some `formats`, the
+    packed ones among them as `stored`."""
     kinds: tuple[SiteKind, ...] = get_args(SiteKind)
     fused = tuple(kind for kind in kinds if kind not in ("stored", "accumulator", *MAKES_SCORES))
-    for number_format in FORMATS:
+    for number_format in (one for one in FORMATS if one.name in formats):
         yield number_format.name, fused, load(spec, number_format.name, device)
         integers = load(spec, number_format.name, device, arithmetic="w8a8")
         yield f"int32 sums, {number_format.name} around them", ("accumulator",), integers
         yield number_format.name, MAKES_SCORES, load(spec, number_format.name, device, attention="eager")
+    if "stored" not in formats:
+        return
     if load(spec, "bfloat16", device).components.stored:
         yield "the file's own blocks", ("stored",), load(spec, "bfloat16", device)
     for storage in STORAGE:
@@ -155,15 +159,16 @@ def main() -> None:
     options = parser(__doc__, "8 trials a cell instead of 40")
     options.add_argument("--model", default="demo:smollm2-135m")
     options.add_argument("--device", default="cpu")
+    every = [*(one.name for one in FORMATS), "stored"]
+    options.add_argument("--formats", nargs="+", choices=every, default=every, help="these alone; stored: packed words")
     arguments = options.parse_args()
     rows = []
-    for number_format, kinds, model in cells(arguments.model, arguments.device):
+    for number_format, kinds, model in cells(arguments.model, arguments.device, arguments.formats):
         ways: list[tuple[SiteKind, str, dict[str, Any]]] = [(kind, "one value", {}) for kind in kinds]
         ways += [(kind, way, keys) for kind in kinds for way, keys in WAYS.get(kind, {}).items()]
         for kind, way, keys in ways:
             rows.append(cell(kind, way, keys, number_format, model, 8 if arguments.quick else 40))
-            if not arguments.json:
-                print(rows[-1], flush=True)
+            print(rows[-1], file=sys.stderr, flush=True)
     faults = ("not_struck", "not_undone", "idle_differs", "executors_differ")
     failed = sum(any(row[name] for name in faults) for row in rows)
     checks = [{"name": "cells with a failure", "value": failed, "target": 0, "unit": "cells", "met": failed == 0}]
