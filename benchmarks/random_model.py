@@ -14,6 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from aftershock.models import load
+from aftershock.study.takeaways.cells import has_random_weights
 
 SEED = 0
 
@@ -40,8 +41,8 @@ def main() -> None:
     parser.add_argument("kind", choices=("experts", "billion"))
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args()
-    if "random" not in arguments.folder.name:
-        parser.error(f"{arguments.folder}: let its name hold 'random', by which studies know that answers mean nothing")
+    if not has_random_weights(arguments.folder.name):
+        parser.error(f"{arguments.folder}: name it so that it holds the word 'random', which studies know it by")
     tokenizer = load("demo:smollm2-135m").tokenizer
     made = random_model(arguments.kind, len(tokenizer), tokenizer.eos_token_id)
     made.save_pretrained(arguments.folder)

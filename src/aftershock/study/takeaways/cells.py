@@ -157,7 +157,7 @@ class Cell:
             return "a search chose its faults"
         if settings.fault_list:
             return "its faults are a list given by hand, no random draw"
-        if re.search(r"(?<![a-z])random(?![a-z])", self.study.environment.model.casefold()):
+        if has_random_weights(self.study.environment.model):
             return "its model has random weights"
         return None if self.golden else "none of its answers has a reference"
 
@@ -238,3 +238,8 @@ def _labels(values: Iterable[str]) -> Labels:
 
 def _numbers(values: Iterable[int | None]) -> Ints:
     return np.array([-1 if value is None else value for value in values], dtype=np.int64)
+
+
+def has_random_weights(name: str) -> bool:
+    """Whether a model says so itself: its name holds the word `random`."""
+    return re.search(r"(?<![a-z])random(?![a-z])", name.casefold()) is not None
