@@ -15,8 +15,8 @@ from aftershock.inject.due import due_rows
 from aftershock.inject.struck import Struck, strike
 from aftershock.models import BY_CHANNEL, HeadPart, LoadedModel, Pass
 
-_SUMS: dict[HeadPart, str] = {"qk_accumulator": "qk.accumulator", "sv_accumulator": "sv.accumulator"}
-"""Inside an attention that multiplies in integers: the modules that its sums pass through."""
+_SUMS: tuple[HeadPart, ...] = ("qk_accumulator", "sv_accumulator")
+"""Parts that a module of their own shows (`HeadSite.shown_by`)."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,10 @@ class HeadFaults:
             yield attention.register_forward_hook(lambda *_: self._watching.close(), always_call=True, prepend=True)
             yield attention.register_forward_hook(self._seen_whole(name))
             yield self._model.module.get_submodule(readers[layer]).register_forward_pre_hook(self._read(name))
-        for name, part in dict.fromkeys((site.module, site.part) for site in self._heads.values()):
-            if part in _SUMS:
-                yield self._model.module.get_submodule(f"{name}.{_SUMS[part]}").register_forward_hook(
-                    self._summed(name, part)
-                )
+        for site in dict.fromkeys(self._heads.values()):
+            if site.part in _SUMS:
+                shown = self._model.module.get_submodule(site.shown_by)
+                yield shown.register_forward_hook(self._summed(site.module, site.part))
 
     def missed(self) -> list[int]:
         """Faults that were due in a call and did not fire; they are forgotten."""

@@ -59,6 +59,7 @@ RUNNER = f"""
 import os, random, sys
 os.dup2(1, 2)
 source = sys.stdin.read()
+# A program that draws numbers is right or wrong alike in every run; this process runs nothing else.
 random.seed(0)
 try:
     exec(compile(source, "program", "exec"), {{"__name__": "program"}})
