@@ -1,0 +1,217 @@
+"""Self-referential location: the corrupted model, some text, nothing else.
+
+Each round runs the text once, lists suspects (implausible words; words whose gradient promises a fall of the loss when
+a bit is flipped), tries them, and keeps what the loss confirms. When no flip helps, the residual path tells whether
+some branch is better left out. A model in which neither helps has no corruption that the text can show.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from aftershock.locate.by_text.branches import Damped, profile
+from aftershock.locate.by_text.suspects import Suspect, WordsInUse, layer_of
+from aftershock.locate.by_text.text_loss import TextLoss
+from aftershock.locate.by_text.words import words_in_use
+from aftershock.models import LoadedModel
+
+CONVINCING = 0.04
+"""Fall of the loss, nats a token, that a repair must bring: healthy models offer single flips of up to about 0.004 on
+text of several kinds (docs/repair.md)."""
+
+_BEYOND_CHANCE = 2.0
+"""Standard errors over the rows of text that the fall must exceed, where the word is plausible as it is."""
+
+_CLEARLY_WRONG = 12.0
+"""Log-likelihood, in nats, from which a word is as good as known to be wrong."""
+
+_SLIGHT = 0.003
+"""Fall that is enough for such a word."""
+
+_ELEMENTS = 24
+"""Words tried in a round, those that the gradient puts first."""
+
+_BITS = 3
+"""Bits tried of each."""
+
+_LAYERS = 3
+"""Layers that are searched by themselves where nothing else helps."""
+
+_MOST_FLIPS = 128
+"""Flips after which the search ends."""
+
+_PASSES = 60
+"""Passes for each layer after which it begins no other round."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A suspect, and how far the loss of each row falls with its bit flipped: nats a token, float64, shape (rows,)."""
+
+    suspect: Suspect
+    falls: torch.Tensor
+
+    @property
+    def gain(self) -> float:
+        """Mean fall."""
+        return float(self.falls.mean())
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean over rows."""
+        return float(self.falls.std() / math.sqrt(len(self.falls)))
+
+    @property
+    def convincing(self) -> bool:
+        """Whether the fall is more than a healthy model's words offer."""
+        if self.suspect.likelier >= _CLEARLY_WRONG:
+            return self.gain >= _SLIGHT
+        return self.gain >= max(CONVINCING, _BEYOND_CHANCE * self.error)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    `flips`: bits that were flipped back, in order, with the fall of the loss that each brought. `branches`: the
+    profile of the residual path, the largest fall first; empty where flips explained all. `before` and `after`: loss
+    of each row as the model came and with the flips, nats a token. `layers`: the layers by suspicion, the most suspect
+    first (None: before the layers; `LAST`: behind). `passes`: forward passes that the search took.
+    """
+
+    flips: tuple[Tried, ...]
+    branches: tuple[Damped, ...]
+    before: torch.Tensor
+    after: torch.Tensor
+    layers: tuple[int | None, ...]
+    passes: float
+
+    @property
+    def corrupted(self) -> bool:
+        """Whether anything was found that healthy models don't show."""
+        return bool(self.flips) or any(one.gain >= CONVINCING for one in self.branches)
+
+
+class Search:
+    """A search in a model that runs; flips that convince stay in it."""
+
+    def __init__(self, model: LoadedModel, tokens: torch.Tensor) -> None:
+        self.model = model
+        self.text = TextLoss(model, tokens)
+        self.words = words_in_use(model)
+        self._unlikely: dict[str, tuple[Suspect, ...]] = {}
+
+    def run(self) -> Found:
+        """Search until nothing more convinces."""
+        kept: list[Tried] = []
+        seen: dict[int | None, float] = {}
+        branches: tuple[Damped, ...] = ()
+        self._unlikely.clear()
+        first = base = self.text.refresh()
+        most = self.text.passes + _PASSES * len(self.text.layers)
+        while len(kept) < _MOST_FLIPS and self.text.passes < most:
+            found = self._round(base, seen)
+            if not found and not kept and not branches:
+                branches = profile(self.model, self.text, base)
+                for one in branches:
+                    seen[one.branch.layer] = max(one.gain, seen.get(one.branch.layer, 0.0))
+                found = self._within(branches, base, seen)
+            kept += found
+            if not found:
+                break
+            base = self.text.refresh()
+        own = dict.fromkeys(layer_of(self.words[one.suspect.parameter].site) for one in kept)
+        others = sorted(seen, key=lambda layer: -seen[layer])
+        return Found(tuple(kept), branches, first, base, tuple(dict.fromkeys([*own, *others])), self.text.passes)
+
+    def undo(self, found: Found) -> None:
+        """Put the model back as it came."""
+        for one in reversed(found.flips):
+            self._flip(one.suspect)
+
+    def _round(self, base: torch.Tensor, seen: dict[int | None, float]) -> list[Tried]:
+        """The flips of one round that convince; they are left in the model."""
+        return self._tries(self._implausible(), base, seen) or self._tries(self._promising(self.words), base, seen)
+
+    def _within(self, branches: Sequence[Damped], base: torch.Tensor, seen: dict[int | None, float]) -> list[Tried]:
+        """The same among the words of the layers that the loss would rather do without, one layer after the other."""
+        layers = dict.fromkeys(one.branch.layer for one in branches if one.gain >= CONVINCING)
+        for layer in list(layers)[:_LAYERS]:
+            own = {name: words for name, words in self.words.items() if words.site.layer == layer}
+            if kept := self._tries(self._promising(own), base, seen):
+                return kept
+        return []
+
+    def _tries(self, suspects: Iterable[Suspect], base: torch.Tensor, seen: dict[int | None, float]) -> list[Tried]:
+        tried = [self._try(suspect, base) for suspect in suspects]
+        for one in tried:
+            layer = layer_of(self.words[one.suspect.parameter].site)
+            seen[layer] = max(one.gain, seen.get(layer, 0.0))
+        return self._keep(tried, base)
+
+    def _keep(self, tried: Sequence[Tried], base: torch.Tensor) -> list[Tried]:
+        """Flip what convinces, the best bit of each word, as long as each flip still helps beside those before it."""
+        kept: list[Tried] = []
+        words = set()
+        for one in sorted(tried, key=lambda one: -one.gain):
+            word = one.suspect.parameter, one.suspect.place
+            if not one.convincing or word in words:
+                continue
+            words.add(word)
+            best = one if kept else self._best_bit(one, base)
+            self._flip(best.suspect)
+            now = self.text.refresh()
+            if kept and not Tried(best.suspect, base - now).convincing:
+                self._flip(best.suspect)
+                continue
+            self._unlikely.pop(best.suspect.parameter, None)
+            kept.append(Tried(best.suspect, base - now))
+            base = now
+        return kept
+
+    def _best_bit(self, one: Tried, base: torch.Tensor) -> Tried:
+        """The bit of the same word with the largest fall."""
+        if one.suspect.likelier >= _CLEARLY_WRONG:
+            return one
+        words = self.words[one.suspect.parameter]
+        others = [
+            Suspect(one.suspect.parameter, one.suspect.place, bit, 0.0, 0.0)
+            for bit in words.bits(one.suspect.place)
+            if bit != one.suspect.bit and words.stays_plausible(one.suspect.place, bit)
+        ]
+        return max([one, *(self._try(other, base) for other in others)], key=lambda tried: tried.gain)
+
+    def _implausible(self) -> Iterator[Suspect]:
+        for name, words in self.words.items():
+            if name not in self._unlikely:
+                self._unlikely[name] = tuple(words.implausible())
+        found = [suspect for own in self._unlikely.values() for suspect in own]
+        return _bits_of_first(sorted(found, key=lambda one: -one.likelier), 16, 2)
+
+    def _promising(self, words: Mapping[str, WordsInUse]) -> Iterator[Suspect]:
+        found: list[Suspect] = []
+        self.text.visit_gradients(words, lambda name, slope: found.extend(words[name].promising(slope)))
+        return _bits_of_first(sorted(found, key=lambda one: -one.gain), _ELEMENTS, _BITS)
+
+    def _try(self, suspect: Suspect, base: torch.Tensor) -> Tried:
+        words = self.words[suspect.parameter]
+        self._flip(suspect)
+        try:
+            return Tried(suspect, base - self.text.after_flip(layer_of(words.site)))
+        finally:
+            self._flip(suspect)
+
+    def _flip(self, suspect: Suspect) -> None:
+        self.words[suspect.parameter].flip(suspect.place, suspect.bit)
+
+
+def _bits_of_first(suspects: Iterable[Suspect], words: int, bits: int) -> Iterator[Suspect]:
+    """The first so many words, and so many bits of each."""
+    taken: dict[tuple[str, int], int] = {}
+    for suspect in suspects:
+        word = suspect.parameter, suspect.place
+        if taken.get(word, 0) < bits and (word in taken or len(taken) < words):
+            taken[word] = taken.get(word, 0) + 1
+            yield suspect
