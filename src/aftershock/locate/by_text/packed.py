@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 
 from aftershock.locate.by_text.plausible import exponents, exponents_in_use
-from aftershock.locate.by_text.suspects import LEAST_GAIN, MARGIN, Suspect, implausible_words
+from aftershock.locate.by_text.suspects import LEAST_GAIN, MARGIN, Suspect, flip_likelier, implausible_words
 from aftershock.models import LoadedModel, ParameterSite
 from aftershock.numerics import BlockFormat, format_of, words
 
@@ -56,6 +56,16 @@ class PackedWords:
         """As `WordsInUse.stays_plausible`."""
         values = self._values(_flipped(self.blocks[place], np.array([bit])))
         return bool((exponents(words(values), self._number) <= self._most).all())
+
+    def likelier(self, place: int, bit: int) -> float:
+        """As `WordsInUse.likelier`: of the scale that a bit belongs to; quants are as likely as each other."""
+        for field in self.form.fields.values():
+            for places in field.places if field.number else ():
+                if field.number and bit in places:
+                    stored = torch.from_numpy(_words_of(self.blocks, places))
+                    in_use = exponents_in_use(stored, field.number)
+                    return flip_likelier(in_use, stored[place], int((places == bit).argmax()), field.number)
+        return 0.0
 
     def _values(self, blocks: Bytes) -> torch.Tensor:
         return torch.from_numpy(np.array(self.form.dequantise(blocks))).to(self._number.dtype)

@@ -23,13 +23,12 @@ class Exponents:
     top: int
     log_share: torch.Tensor
 
-    def likelier(self, now: torch.Tensor, then: torch.Tensor) -> torch.Tensor:
-        """Gain in log-likelihood (nats) as words whose fields are `now`, above the top, get the fields `then`.
-
-        A word gets one nat less plausible with every power of two above those in use. Any shapes that broadcast.
-        """
-        share = self.log_share.to(then.device)
-        return (now - self.top).float() + share[then] - share[self.top] - 1e3 * (then > self.top)
+    def log_likelihood(self, fields: torch.Tensor) -> torch.Tensor:
+        """Log-likelihood of words with these fields, nats, float32, same shape: the share of such words, and one nat
+        less for every power of two above those in use."""
+        share = self.log_share.to(fields.device)
+        above = (fields - self.top).clamp(min=0).float()
+        return share[fields.clamp(max=self.top)] - above
 
 
 def exponents_in_use(stored: torch.Tensor, form: NumberFormat) -> Exponents:

@@ -30,17 +30,23 @@ _CLEARLY_WRONG = 12.0
 _SLIGHT = 0.003
 """Fall that is enough for such a word."""
 
-_ELEMENTS = 24
-"""Words tried in a round, those that the gradient puts first."""
+_WORDS_PER_LAYER = 3
+"""Words tried in a round, for each layer of the model: those that the gradient puts first."""
 
-_BITS = 3
-"""Bits tried of each."""
+_BITS = 2
+"""Bits tried of each at first; of a word that convinces, all."""
+
+_IMPLAUSIBLE = 16
+"""Implausible words tried in a round."""
 
 _LAYERS = 3
 """Layers that are searched by themselves where nothing else helps."""
 
 _MOST_FLIPS = 128
 """Flips after which the search ends."""
+
+_MOST_BITS = 32
+"""Bits of a word that are tried; a packed block has more."""
 
 _PASSES = 60
 """Passes for each layer after which it begins no other round."""
@@ -160,7 +166,7 @@ class Search:
             if not one.convincing or word in words:
                 continue
             words.add(word)
-            best = one if kept else self._best_bit(one, base)
+            best = self._best_bit(one, base)
             self._flip(best.suspect)
             now = self.text.refresh()
             if kept and not Tried(best.suspect, base - now).convincing:
@@ -172,28 +178,31 @@ class Search:
         return kept
 
     def _best_bit(self, one: Tried, base: torch.Tensor) -> Tried:
-        """The bit of the same word with the largest fall."""
-        if one.suspect.likelier >= _CLEARLY_WRONG:
-            return one
-        words = self.words[one.suspect.parameter]
+        """The bit of the same word for which most speaks: what the text says, and how plausible the word gets."""
+        suspect, words = one.suspect, self.words[one.suspect.parameter]
         others = [
-            Suspect(one.suspect.parameter, one.suspect.place, bit, 0.0, 0.0)
-            for bit in words.bits(one.suspect.place)
-            if bit != one.suspect.bit and words.stays_plausible(one.suspect.place, bit)
+            Suspect(suspect.parameter, suspect.place, bit, 0.0, suspect.likelier)
+            for bit in words.bits(suspect.place)
+            if bit != suspect.bit and words.stays_plausible(suspect.place, bit)
         ]
-        return max([one, *(self._try(other, base) for other in others)], key=lambda tried: tried.gain)
+        tried = [one, *(self._try(other, base) for other in others[:_MOST_BITS])]
+        return max(
+            (each for each in tried if each.convincing),
+            key=lambda each: self.text.targets * each.gain + words.likelier(suspect.place, each.suspect.bit),
+        )
 
     def _implausible(self) -> Iterator[Suspect]:
         for name, words in self.words.items():
             if name not in self._unlikely:
                 self._unlikely[name] = tuple(words.implausible())
         found = [suspect for own in self._unlikely.values() for suspect in own]
-        return _bits_of_first(sorted(found, key=lambda one: -one.likelier), 16, 2)
+        return _bits_of_first(sorted(found, key=lambda one: -one.likelier), _IMPLAUSIBLE, 1)
 
     def _promising(self, words: Mapping[str, WordsInUse]) -> Iterator[Suspect]:
         found: list[Suspect] = []
         self.text.visit_gradients(words, lambda name, slope: found.extend(words[name].promising(slope)))
-        return _bits_of_first(sorted(found, key=lambda one: -one.gain), _ELEMENTS, _BITS)
+        most = _WORDS_PER_LAYER * len(self.text.layers)
+        return _bits_of_first(sorted(found, key=lambda one: -one.gain), most, _BITS)
 
     def _try(self, suspect: Suspect, base: torch.Tensor) -> Tried:
         words = self.words[suspect.parameter]

@@ -61,6 +61,9 @@ class WordsInUse(Protocol):
     def stays_plausible(self, place: int, bit: int) -> bool:
         """Whether a word is within what its tensor holds, or nearly so, with a bit flipped."""
 
+    def likelier(self, place: int, bit: int) -> float:
+        """Gain in log-likelihood (nats) of a word among those of its tensor as a bit is flipped."""
+
 
 def layer_of(site: ParameterSite) -> int | None:
     """The decoder layer of a parameter; None before the layers (and where it serves on both sides), `LAST` behind."""
@@ -94,6 +97,10 @@ class PlainWords:
         """As `WordsInUse.stays_plausible`."""
         flipped = self.stored[place] ^ _masks(self.stored)[bit]
         return int(exponents(flipped, self._form)) <= self._in_use.top + MARGIN
+
+    def likelier(self, place: int, bit: int) -> float:
+        """As `WordsInUse.likelier`."""
+        return flip_likelier(self._in_use, self.stored[place], bit, self._form)
 
     def implausible(self) -> Iterator[Suspect]:
         """As `WordsInUse.implausible`."""
@@ -137,6 +144,13 @@ def _value_of_exponent(field: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.tensor([field << form.mantissa_bits], dtype=form.word).view(dtype).float()
 
 
+def flip_likelier(in_use: Exponents, stored: torch.Tensor, bit: int, form: NumberFormat) -> float:
+    """Gain in log-likelihood of one word (shape (), any integer dtype) as a bit of it is flipped."""
+    now = exponents(stored, form).cpu()
+    then = now ^ (1 << bit >> form.mantissa_bits & ((1 << form.exponent_bits) - 1))
+    return float(in_use.log_likelihood(then) - in_use.log_likelihood(now))
+
+
 def implausible_words(name: str, stored: torch.Tensor, form: NumberFormat) -> Iterator[Suspect]:
     """Words (any integer dtype, shape (n,)) above the exponents in use, and the bits that bring them back; places are
     their indices."""
@@ -146,10 +160,10 @@ def implausible_words(name: str, stored: torch.Tensor, form: NumberFormat) -> It
     if len(above) > _OUTLIERS:
         above = above[fields[above].topk(_OUTLIERS).indices]
     flipped = fields[above, None] ^ _field_masks(form).to(fields.device)
-    gain = in_use.likelier(fields[above, None], flipped).tolist()
+    gain = (in_use.log_likelihood(flipped) - in_use.log_likelihood(fields[above, None])).tolist()
     for place, gains in zip(above.tolist(), gain, strict=True):
         for bit in sorted(range(form.exponent_bits), key=lambda bit: -gains[bit]):
-            if gains[bit] > 0:
+            if gains[bit] > 0 and (int(fields[place]) ^ 1 << bit) <= in_use.top:
                 yield Suspect(name, place, form.mantissa_bits + bit, 0.0, gains[bit])
 
 

@@ -63,6 +63,11 @@ class TextLoss:
         self._pool = torch.cuda.graph_pool_handle() if tokens.is_cuda else None
         self.passes = 0.0
 
+    @property
+    def targets(self) -> int:
+        """Number of tokens that are predicted."""
+        return int(self._tokens[:, 1:].numel())
+
     def refresh(self) -> torch.Tensor:
         """Run everything, and keep what each layer gives: mean loss of each row, float64, shape (rows,), on the CPU."""
 
