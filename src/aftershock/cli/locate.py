@@ -9,11 +9,12 @@ import typer
 from rich.table import Table
 
 from aftershock.cli.output import Json, console, print_json, say
+from aftershock.errors import InputError
 
 if TYPE_CHECKING:
     from aftershock.detect import Fingerprint
-    from aftershock.locate import ChangedWord, Comparison, Findings, Located
-    from aftershock.models import FileWords
+    from aftershock.locate import ChangedWord, Comparison, Findings, Located, TextVerdict
+    from aftershock.models import FileWords, LoadedModel
 
 EXIT_CORRUPTED = 3
 MOST_SHOWN = 50
@@ -25,6 +26,12 @@ OfFingerprint = Annotated[
 ]
 OfReference = Annotated[str | None, typer.Option("--reference", help="A clean copy of the model: any MODEL.")]
 Key = Annotated[Path | None, typer.Option("--key", help="The key file that the fingerprint was made with.")]
+OfText = Annotated[
+    Path | None,
+    typer.Option("--text", help="Some thousand words of several kinds, where there is neither of the others."),
+]
+Dtype = Annotated[str | None, typer.Option(help="With --text: float32, float16 or bfloat16; else as it is stored.")]
+Device = Annotated[str, typer.Option(help="With --text: cpu, cuda, cuda:N.")]
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,16 @@ def command(
     model: Model,
     fingerprint: OfFingerprint = None,
     reference: OfReference = None,
+    text: OfText = None,
     key: Key = None,
+    dtype: Dtype = None,
+    device: Device = "cpu",
     json: Json = False,
 ) -> int:
-    """Find which words of a model's files changed: tensor, place, bits. Exit code 3 where some did."""
+    """Find what is corrupted in a model: tensor, place, bits. Exit code 3 where something is."""
+    if text is not None:
+        only_text(fingerprint, reference, key)
+        return search_by_text(model, text, dtype, device, json)
     found = search(model, fingerprint, reference, key)
     show(found, json)
     return 0 if found.clean else EXIT_CORRUPTED
@@ -64,7 +77,7 @@ def search(model: str, fingerprint: Path | None, reference: str | None, key: Pat
     from aftershock.models import file_words
 
     if (fingerprint is None) == (reference is None):
-        raise typer.BadParameter("give one of --fingerprint and --reference")
+        raise typer.BadParameter("give one of --fingerprint, --reference and --text")
     if reference is not None:
         clean = file_words(reference, say)
         words = suspect_words(model, clean, say)
@@ -75,6 +88,62 @@ def search(model: str, fingerprint: Path | None, reference: str | None, key: Pat
     taken = load_fingerprint(fingerprint, secret)
     words = fingerprinted_words(model, taken, say)
     return Search(words, locate_by_fingerprint(words, taken, secret, say), fingerprint=taken, key=secret)
+
+
+def only_text(*others: object) -> None:
+    """Refuse what goes with files beside a text."""
+    if any(other is not None for other in others):
+        raise typer.BadParameter("--text goes alone: leave --fingerprint, --reference and --key out")
+
+
+def loaded(model: str, dtype: str | None, device: str) -> "LoadedModel":
+    """The model that a text is read with, in its own dtype if none is given. A hub id has its files nowhere else."""
+    from aftershock.locate import stored_dtype
+    from aftershock.models import file_words, load
+
+    return load(model, dtype or stored_dtype(file_words(model, say)), device, say)
+
+
+def read_text(path: Path) -> str:
+    """A text file. Raises InputError where it can't be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"text {path} can't be read ({error}): give a UTF-8 text file") from error
+
+
+def search_by_text(model: str, text: Path, dtype: str | None, device: str, json: bool) -> int:
+    """Locate with nothing but the model and a text; returns the exit code."""
+    from aftershock.locate import locate_by_text
+
+    words = read_text(text)
+    verdict = locate_by_text(loaded(model, dtype, device), words, progress=say)
+    show_verdict(verdict, json)
+    return 0 if verdict.clean else EXIT_CORRUPTED
+
+
+def show_verdict(verdict: "TextVerdict", json: bool) -> None:
+    """Print what a model and a text told, for people or as JSON."""
+    if json:
+        print_json(verdict)
+        return
+    if verdict.clean:
+        console.print(f"no corruption found (loss {verdict.loss:.4f} nats a token)")
+        return
+    for bit in verdict.bits:
+        place = f"{bit.parameter}{list(bit.element)} {bit.stored or f'bit {bit.bit}'}"
+        value = "" if bit.clean is None else f" ({bit.found:g} -> {bit.clean:g})"
+        falls = f"flipped back{value}, the loss falls by {bit.gain:.4f} ± {bit.error:.4f}"
+        console.print(f"{place}: {falls}", soft_wrap=True, markup=False, highlight=False)
+    for branch in verdict.branches:
+        console.print(f"{branch.branch}: loss falls by {branch.gain:.4f} when scaled by {branch.alpha:g}", markup=False)
+    console.print(f"most suspect: {', '.join(verdict.layers)}", soft_wrap=True, markup=False)
+    console.print(
+        f"{verdict.recovery}{f': {verdict.measure}' if verdict.measure else ''}; "
+        f"loss {verdict.loss:.4f} -> {verdict.loss_after:.4f} nats a token",
+        soft_wrap=True,
+        markup=False,
+    )
 
 
 def show(found: Search, json: bool) -> None:

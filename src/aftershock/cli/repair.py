@@ -6,8 +6,23 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel
 
-from aftershock.cli.locate import EXIT_CORRUPTED, Key, Model, OfFingerprint, OfReference, search, show
-from aftershock.cli.output import Json, console, print_json
+from aftershock.cli.locate import (
+    EXIT_CORRUPTED,
+    Device,
+    Dtype,
+    Key,
+    Model,
+    OfFingerprint,
+    OfReference,
+    OfText,
+    loaded,
+    only_text,
+    read_text,
+    search,
+    show,
+    show_verdict,
+)
+from aftershock.cli.output import Json, console, print_json, say
 
 
 class Mended(BaseModel):
@@ -21,7 +36,10 @@ def command(
     model: Model,
     fingerprint: OfFingerprint = None,
     reference: OfReference = None,
+    text: OfText = None,
     key: Key = None,
+    dtype: Dtype = None,
+    device: Device = "cpu",
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="Write the whole model here; without it, mend it in place.")
     ] = None,
@@ -30,6 +48,9 @@ def command(
     """Put the clean words back into a model's files and prove each file by its digest."""
     from aftershock.locate import clean_digests, repair_files, restore_files
 
+    if text is not None:
+        only_text(fingerprint, reference, key)
+        return by_text(model, text, dtype, device, out, json)
     found = search(model, fingerprint, reference, key)
     if found.located.ambiguous:
         show(found, json)
@@ -48,4 +69,29 @@ def command(
     for path in done.files:
         console.print(f"written and proved: {path}", soft_wrap=True, markup=False)
     console.print(f"{done.words:,} words put back" if done.words else "no corruption found", markup=False)
+    return 0
+
+
+def by_text(model: str, text: Path, dtype: str | None, device: str, out: Path | None, json: bool) -> int:
+    """Flip back what a text finds: in the words of safetensors, or, of other models, in a copy saved as safetensors."""
+    from aftershock.locate import located_in_files, mend_by_text, patch_files
+    from aftershock.models import file_words, save
+
+    words = file_words(model)
+    packed = any(name.lower().endswith(".gguf") for name in words.files)
+    if packed and out is None:
+        raise typer.BadParameter("a GGUF model is saved as safetensors: give a folder for it with -o")
+    running = loaded(model, dtype, device)
+    verdict = mend_by_text(running, read_text(text), progress=say)
+    show_verdict(verdict, json)
+    if not verdict.bits:
+        return 0 if verdict.clean else EXIT_CORRUPTED
+    if packed:
+        assert out is not None
+        files: tuple[Path, ...] = save(running, out)
+    else:
+        name = str(running.dtype).removeprefix("torch.")
+        files = patch_files(words, located_in_files(verdict, words, name), out).files
+    for path in files:
+        say(f"written: {path}")
     return 0

@@ -38,6 +38,9 @@ _MASK = 2**64 - 1
 _SLICE = 8 * CHUNK
 """Bytes that one thread sums in one go."""
 
+_SHARE = 1 << 29
+"""Most bytes, about, whose lanes' sums (1/128 of them) a thread holds before it weighs them."""
+
 
 def seed_of(key: bytes | None) -> int:
     """Where the multipliers begin: at 0, or where a key says."""
@@ -111,7 +114,9 @@ def _by_threads(some: Sequence[np.ndarray], own: Weights) -> list[tuple[int, int
     """Sums of tensors' bytes (uint8, 1-D), each cut into slices which threads share."""
     slices = [(place, begin) for place, data in enumerate(some) for begin in range(0, len(data), _SLICE)]
     threads = torch.get_num_threads()
-    shares = [share for number in range(4 * threads) if (share := slices[number :: 4 * threads])]
+    # Few long shares: threads wait for each other wherever Python runs between two reads.
+    count = max(threads, -(-sum(map(len, some)) // _SHARE))
+    shares = [share for number in range(count) if (share := slices[number::count])]
 
     def work(share: Sequence[tuple[int, int]]) -> np.ndarray:
         pieces = [some[place][begin : begin + _SLICE] for place, begin in share]
@@ -134,14 +139,13 @@ def _sums(pieces: Sequence[np.ndarray], firsts: Sequence[int], own: Weights) -> 
     lanes = np.zeros((sum(counts), LANES), np.uint64)
     for piece, begin, count in zip(pieces, begins, counts, strict=True):
         _add_lanes(piece, lanes[begin : begin + count])
+    places = np.concatenate([np.arange(first, first + count) for first, count in zip(firsts, counts, strict=True)])
     swapped = (lanes << np.uint64(32)) | (lanes >> np.uint64(32))
-    sums = np.empty((len(pieces), 2), np.uint64)
-    for which, summed in enumerate((lanes, swapped)):
-        flat, factors = summed.ravel(), own[which].numpy().view(np.uint64).ravel()
-        for number, (begin, first, count) in enumerate(zip(begins, firsts, counts, strict=True)):
-            then = factors[first * LANES : (first + count) * LANES]
-            sums[number, which] = np.dot(flat[begin * LANES : (begin + count) * LANES], then)
-    return sums
+    weighed = [
+        np.einsum("ij,ij->i", summed, factors.numpy().view(np.uint64)[places])
+        for summed, factors in zip((lanes, swapped), own, strict=True)
+    ]
+    return np.add.reduceat(np.stack(weighed, 1), begins, axis=0)
 
 
 def _add_lanes(data: np.ndarray, lanes: np.ndarray) -> None:

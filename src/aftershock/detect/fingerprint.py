@@ -9,8 +9,7 @@ from aftershock.detect.digests import file_digest, tensor_digest
 from aftershock.detect.lines import LineSums, line_sums
 from aftershock.detect.syndromes import Syndromes, syndromes
 from aftershock.errors import InputError
-from aftershock.models import FileWords, LiveWords, TensorWords
-from aftershock.models.cache import Progress, quiet
+from aftershock.models import FileWords, LiveWords, Progress, TensorWords, quiet
 
 Profile = Literal["exact", "small"]
 """`exact` keeps the sums of each row and column (some per cent of a small model, 0.3 % of an 8B model in bf16), `small`

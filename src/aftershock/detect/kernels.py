@@ -1,6 +1,7 @@
 """The checksum of all tensors of a CUDA device by one Triton kernel. Imported only where triton is installed."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
@@ -20,15 +21,25 @@ def sums_by_kernel(some: Sequence[torch.Tensor], first: torch.Tensor, second: to
     """
     aligned = [_aligned(one) for one in some]
     device = first.device
-    addresses = torch.tensor([one.data_ptr() for one in aligned], dtype=torch.int64, device=device)
-    lengths = torch.tensor([len(one) // 8 for one in aligned], dtype=torch.int64, device=device)
     counts = [-(-len(one) // (8 * _ROWS.value * _LANES.value)) for one in aligned]
-    ends = torch.tensor(counts, dtype=torch.int64, device=device).cumsum(0)
+    ends = list(accumulate(counts))
+    # One transfer for all: each makes Python wait for the device.
+    table = torch.tensor(
+        [
+            [one.data_ptr() for one in aligned],
+            [len(one) // 8 for one in aligned],
+            [end - count for end, count in zip(ends, counts, strict=True)],
+            ends,
+        ],
+        dtype=torch.int64,
+        device=device,
+    )
+    addresses, lengths, begins, ends_there = table.unbind()
     sums = torch.zeros(len(aligned), 2, dtype=torch.int64, device=device)
-    if chunks := sum(counts):
+    if chunks := ends[-1]:
         chunk = torch.arange(chunks, device=device)
-        owners = torch.searchsorted(ends, chunk, right=True)
-        places = chunk - torch.cat([ends.new_zeros(1), ends])[owners]
+        owners = torch.searchsorted(ends_there, chunk, right=True)
+        places = chunk - begins[owners]
         found = torch.empty(chunks, 2, dtype=torch.int64, device=device)
         with torch.cuda.device(device):
             _sum_chunk[(chunks,)](addresses, lengths, owners, places, first, second, found, num_warps=8)

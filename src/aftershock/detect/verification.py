@@ -10,8 +10,7 @@ from aftershock.detect.checksum import checksums
 from aftershock.detect.digests import tensor_digest
 from aftershock.detect.fingerprint import Fingerprint, announced
 from aftershock.errors import InputError
-from aftershock.models import FileWords, LiveWords, TensorWords, file_words, model_files
-from aftershock.models.cache import Progress, quiet
+from aftershock.models import FileWords, LiveWords, Progress, TensorWords, file_words, model_files, quiet
 
 _WEIGHTS = (".safetensors", ".gguf")
 _KINDS = {"files": "files", "module": "a live module"}

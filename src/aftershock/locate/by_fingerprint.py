@@ -20,8 +20,7 @@ from aftershock.errors import InputError
 from aftershock.locate.changes import Ambiguous, Located, Restored, WordChanges, gather
 from aftershock.locate.decoding import decode
 from aftershock.locate.peeling import peel
-from aftershock.models import FileWords, LiveWords, ModelWords, TensorWords
-from aftershock.models.cache import Progress, quiet
+from aftershock.models import FileWords, LiveWords, ModelWords, Progress, TensorWords, quiet
 
 
 def locate_by_fingerprint(

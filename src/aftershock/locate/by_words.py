@@ -10,8 +10,7 @@ import torch
 
 from aftershock.errors import InputError
 from aftershock.locate.changes import Located, WordChanges, word_changes
-from aftershock.models import FileWords, ModelWords, TensorWords, file_words, parts
-from aftershock.models.cache import Progress, quiet
+from aftershock.models import FileWords, ModelWords, Progress, TensorWords, file_words, parts, quiet
 
 MOST_LISTED = 10_000
 """Differing words of a tensor that are listed; the others are counted."""

@@ -3,16 +3,17 @@
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 
-from aftershock.detect import Fingerprint, file_digest, tensor_digest
+from aftershock.detect import Fingerprint, file_digest, hasher, tensor_digest
 from aftershock.errors import ContractError, InputError
 from aftershock.locate.by_words import Comparison
 from aftershock.locate.changes import Located, WordChanges, gather, word_changes
@@ -67,6 +68,27 @@ def repair_files(
 
     files = _replace(words, set(patches), fill, lambda name: digests[name], target, key)
     return Repaired(files, sum(len(changes) for changes in located.changes))
+
+
+def patch_files(words: FileWords, located: Located, target: Path | None = None) -> Repaired:
+    """The same where no digest of the clean files is known: each copy is proved to be the file with these words put
+    back, and nothing else changed."""
+    patches: dict[str, list[tuple[int, bytes]]] = defaultdict(list)
+    for name, offset, data in _patches(located):
+        patches[name].append((offset, data))
+    digests = {name: _patched_digest(words.folder / name, patches.get(name, ())) for name in words.files}
+    return repair_files(words, located, digests, target)
+
+
+def _patched_digest(path: Path, patches: Iterable[tuple[int, bytes]]) -> str:
+    """BLAKE3 of a file as it would be with some bytes replaced; the file stays as it is."""
+    hashed = hasher(None)
+    if path.stat().st_size:
+        with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_COPY) as held:
+            for offset, data in patches:
+                held[offset : offset + len(data)] = data
+            hashed.update(held)
+    return str(hashed.hexdigest())
 
 
 def restore_files(

@@ -2,6 +2,7 @@
 
 from aftershock.models.attended import BY_CHANNEL, CachePart, CacheSite, HeadPart, HeadSite
 from aftershock.models.blocks import BeforePass, Block, Pass, align, cut
+from aftershock.models.cache import Progress, quiet
 from aftershock.models.columns import ColumnCache, States
 from aftershock.models.components import (
     COMPONENTS,
@@ -15,7 +16,7 @@ from aftershock.models.components import (
 from aftershock.models.demo import DemoModel, demo_models, pull
 from aftershock.models.devices import devices_of, share_gpus
 from aftershock.models.hashing import model_hash
-from aftershock.models.loading import Arithmetic, Attention, LoadedModel, load
+from aftershock.models.loading import Arithmetic, Attention, LoadedModel, load, save
 from aftershock.models.mapping import ARCHITECTURES, component_map, output_tensor
 from aftershock.models.passes import (
     Choices,
@@ -75,6 +76,7 @@ __all__ = [
     "ParameterSite",
     "Pass",
     "Prefix",
+    "Progress",
     "Rows",
     "States",
     "StoredSite",
@@ -102,7 +104,9 @@ __all__ = [
     "output_tensor",
     "parts",
     "pull",
+    "quiet",
     "reroute",
+    "save",
     "share_gpus",
     "stage_of",
     "teacher_forced",

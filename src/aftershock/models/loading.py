@@ -155,6 +155,22 @@ def load(
     return LoadedModel(module, tokenizer, spec, number_format.dtype, devices[0], components, stored)
 
 
+def save(model: LoadedModel, folder: Path) -> tuple[Path, ...]:
+    """Save a model as safetensors, in its dtype, with its tokenizer; returns the files. Raises InputError where the
+    folder holds a model, or can't be written."""
+    try:
+        if any(folder.glob("*.safetensors")):
+            raise InputError(f"{folder} holds a model: give another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        module: Any = model.module
+        with _transformers_quiet():
+            module.save_pretrained(folder)
+        model.tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise InputError(f"{folder} can't be written ({error.strerror or error}): give another folder") from error
+    return tuple(sorted(folder.iterdir()))
+
+
 def _calibration(tokenizer: Any, device: torch.device) -> list[torch.Tensor]:
     """Token ids of a few sentences in the languages of the probe set, one row each."""
     return [torch.tensor([tokenizer(text)["input_ids"]], device=device) for text in _SENTENCES]

@@ -47,6 +47,23 @@ class PackedWords:
         row, block = divmod(place, self._rows.shape[1] // self.form.elements)
         return row, slice(block * self.form.elements, (block + 1) * self.form.elements)
 
+    def element(self, place: int) -> tuple[int, ...]:
+        """Index in the parameter of a block's first value."""
+        row, columns = self.where(place)
+        if self._transposed:
+            return columns.start, row
+        return (*(int(index) for index in np.unravel_index(row, self.site.stored_shape[:-1])), columns.start)
+
+    def describe(self, place: int, bit: int) -> str:
+        """Row and block of a place, and the field, word and bit of a bit of it."""
+        row, columns = self.where(place)
+        names = (
+            f"{name} {word} bit {own}" if field.words > 1 else f"{name} bit {own}"
+            for name, field in self.form.fields.items()
+            for word, own in np.argwhere(field.places == bit)
+        )
+        return f"row {row}, block {columns.start // self.form.elements}: {', '.join(names) or 'no field'}"
+
     def flip(self, place: int, bit: int) -> None:
         """As `WordsInUse.flip`."""
         self.blocks[place] = _flipped(self.blocks[place], np.array([bit]))

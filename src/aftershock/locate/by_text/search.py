@@ -15,7 +15,7 @@ from aftershock.locate.by_text.branches import Damped, profile
 from aftershock.locate.by_text.suspects import Suspect, WordsInUse, layer_of
 from aftershock.locate.by_text.text_loss import TextLoss
 from aftershock.locate.by_text.words import words_in_use
-from aftershock.models import LoadedModel
+from aftershock.models import LoadedModel, Progress, quiet
 
 CONVINCING = 0.04
 """Fall of the loss, nats a token, that a repair must bring: healthy models offer single flips of up to about 0.004 on
@@ -103,8 +103,8 @@ class Found:
 class Search:
     """A search in a model that runs; flips that convince stay in it."""
 
-    def __init__(self, model: LoadedModel, tokens: torch.Tensor) -> None:
-        self.model = model
+    def __init__(self, model: LoadedModel, tokens: torch.Tensor, progress: Progress = quiet) -> None:
+        self.model, self._progress = model, progress
         self.text = TextLoss(model, tokens)
         self.words = words_in_use(model)
         self._unlikely: dict[str, tuple[Suspect, ...]] = {}
@@ -120,6 +120,7 @@ class Search:
         while len(kept) < _MOST_FLIPS and self.text.passes < most:
             found = self._round(base, seen)
             if not found and not kept and not branches:
+                self._progress("no flip helps: leaving out one branch after the other")
                 branches = profile(self.model, self.text, base)
                 for one in branches:
                     seen[one.branch.layer] = max(one.gain, seen.get(one.branch.layer, 0.0))
@@ -151,7 +152,9 @@ class Search:
         return []
 
     def _tries(self, suspects: Iterable[Suspect], base: torch.Tensor, seen: dict[int | None, float]) -> list[Tried]:
-        tried = [self._try(suspect, base) for suspect in suspects]
+        listed = list(suspects)
+        self._progress(f"loss {float(base.mean()):.4f}: trying {len(listed)} flips")
+        tried = [self._try(suspect, base) for suspect in listed]
         for one in tried:
             layer = layer_of(self.words[one.suspect.parameter].site)
             seen[layer] = max(one.gain, seen.get(layer, 0.0))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from aftershock.locate.by_text.plausible import Exponents, exponents, exponents_in_use
@@ -76,18 +77,26 @@ class PlainWords:
     def __init__(self, model: LoadedModel, site: ParameterSite) -> None:
         self.site = site
         parameter = model.module.get_parameter(site.name).detach()
-        self._form = format_of(parameter.dtype)
+        self.form = format_of(parameter.dtype)
         self.values = parameter.view(-1)
         self.stored = words(self.values)
 
     @cached_property
     def _in_use(self) -> Exponents:
         """Single words hardly change it."""
-        return exponents_in_use(self.stored, self._form)
+        return exponents_in_use(self.stored, self.form)
 
     def bits(self, place: int) -> range:
         """As `WordsInUse.bits`."""
-        return range(self._form.bits)
+        return range(self.form.bits)
+
+    def element(self, place: int) -> tuple[int, ...]:
+        """Index in the parameter."""
+        return tuple(int(index) for index in np.unravel_index(place, self.site.stored_shape))
+
+    def word(self, place: int) -> int:
+        """A word, as an unsigned integer."""
+        return int(self.stored[place]) & ((1 << self.form.bits) - 1)
 
     def flip(self, place: int, bit: int) -> None:
         """As `WordsInUse.flip`."""
@@ -96,21 +105,22 @@ class PlainWords:
     def stays_plausible(self, place: int, bit: int) -> bool:
         """As `WordsInUse.stays_plausible`."""
         flipped = self.stored[place] ^ _masks(self.stored)[bit]
-        return int(exponents(flipped, self._form)) <= self._in_use.top + MARGIN
+        return int(exponents(flipped, self.form)) <= self._in_use.top + MARGIN
 
     def likelier(self, place: int, bit: int) -> float:
         """As `WordsInUse.likelier`."""
-        return flip_likelier(self._in_use, self.stored[place], bit, self._form)
+        return flip_likelier(self._in_use, self.stored[place], bit, self.form)
 
     def implausible(self) -> Iterator[Suspect]:
         """As `WordsInUse.implausible`."""
-        yield from implausible_words(self.site.name, self.stored, self._form)
+        yield from implausible_words(self.site.name, self.stored, self.form)
 
     def promising(self, gradient: torch.Tensor) -> Iterator[Suspect]:
         """As `WordsInUse.promising`."""
         slope = gradient.flatten().float()
         most = self._in_use.top + MARGIN
-        largest = float(_value_of_exponent(min(most + 1, 2**self._form.exponent_bits - 2), self.values.dtype))
+        above = _value_of_exponent(min(most + 1, 2**self.form.exponent_bits - 1), self.values.dtype)
+        largest = min(float(above), torch.finfo(self.values.dtype).max)
         bound = slope.abs() * (self.values.float().abs() + largest)
         bound = bound.nan_to_num(0.0, 0.0)
         places = (bound >= LEAST_GAIN).nonzero()[:, 0]
@@ -119,7 +129,7 @@ class PlainWords:
         flipped = self.stored[places, None] ^ _masks(self.stored)
         change = flipped.view(self.values.dtype).float() - self.values[places, None].float()
         gain = (-slope[places, None] * change).nan_to_num(0.0, 0.0, 0.0)
-        gain = torch.where(exponents(flipped, self._form) <= most, gain, 0.0)
+        gain = torch.where(exponents(flipped, self.form) <= most, gain, 0.0)
         yield from _best(self.site.name, places, gain)
 
 

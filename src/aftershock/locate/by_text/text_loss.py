@@ -134,8 +134,8 @@ class TextLoss:
         def hook(name: str) -> Callable[[torch.Tensor], None]:
             def seen(parameter: torch.Tensor) -> None:
                 assert parameter.grad is not None
-                visit(name, parameter.grad / _SCALE)
-                parameter.grad = None
+                slope, parameter.grad = parameter.grad / _SCALE, None
+                visit(name, slope)
 
             return seen
 

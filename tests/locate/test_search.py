@@ -1,0 +1,201 @@
+"""Searches with nothing but a model and some text: in a tiny model that knows its text, and in the demo model."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from aftershock.locate.by_text import LAST, Branch, Damped, Found, Search, Suspect, Tried, search, text_rows
+from aftershock.locate.by_text.search import CONVINCING
+from aftershock.models import LoadedModel, load, model_hash
+from aftershock.tasks import probe_items
+from demo_model import SPEC, needs_demo_model
+from tiny_models import tiny_loaded
+
+Flip = tuple[str, int, int]
+
+EMBEDDING, NORM = "model.embed_tokens.weight", "model.norm.weight"
+DOWN, Q = "model.layers.0.mlp.down_proj.weight", "model.layers.1.self_attn.q_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    """A tiny model that has learnt its text."""
+    model = tiny_loaded("llama")
+    tokens = rows_of(model)
+    model.module.requires_grad_(True)
+    optimizer = torch.optim.Adam(model.module.parameters(), 3e-3)
+    for _step in range(220):
+        optimizer.zero_grad()
+        model.module(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+    return model.module.state_dict()
+
+
+def rows_of(model: LoadedModel) -> torch.Tensor:
+    return text_rows(model, "\n".join(item.contexts[0] for item in probe_items()), rows=12, length=64)
+
+
+def learnt(weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.bfloat16) -> LoadedModel:
+    model = tiny_loaded("llama", dtype)
+    model.module.load_state_dict(weights)
+    return model
+
+
+def strike(one: Search, flips: Sequence[Flip]) -> None:
+    for name, place, bit in flips:
+        one.words[name].flip(place, bit)
+
+
+def flips_of(found: Found) -> list[Flip]:
+    return [(one.suspect.parameter, one.suspect.place, one.suspect.bit) for one in found.flips]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_is_found_in_a_healthy_model(weights: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    model = learnt(weights, dtype)
+    before = model_hash(model.module)
+    found = Search(model, rows_of(model)).run()
+    assert not found.corrupted
+    assert found.flips == ()
+    assert len(found.branches) == 4
+    assert all(one.gain < CONVINCING for one in found.branches)
+    assert torch.equal(found.before, found.after)
+    assert found.before.shape == (12,)
+    assert found.passes > 4
+    assert model_hash(model.module) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "layer"),
+    [(DOWN, 777, 0), (Q, 77, 1), (EMBEDDING, 32 * 60 + 3, None), (NORM, 5, LAST)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_flipped_top_exponent_bit_is_found(
+    weights: dict[str, torch.Tensor], dtype: torch.dtype, name: str, place: int, layer: int | None
+) -> None:
+    model = learnt(weights, dtype)
+    healthy = model_hash(model.module)
+    one = Search(model, rows_of(model))
+    flip = name, place, 8 * dtype.itemsize - 2
+    strike(one, [flip])
+    broken = model_hash(model.module)
+    found = one.run()
+    assert found.corrupted
+    assert flips_of(found) == [flip]
+    assert found.branches == ()
+    assert found.layers[0] == layer
+    assert found.flips[0].gain == pytest.approx(float((found.before - found.after).mean()))
+    assert found.flips[0].gain > 1
+    assert torch.equal(found.after, Search(model, rows_of(model)).text.refresh())
+    assert model_hash(model.module) == healthy
+    one.undo(found)
+    assert model_hash(model.module) == broken
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "bit"),
+    [("model.layers.1.input_layernorm.weight", 5, 15), ("model.layers.0.post_attention_layernorm.weight", 9, 15)],
+)
+def test_a_fault_in_range_is_found_by_the_gradient(
+    weights: dict[str, torch.Tensor], name: str, place: int, bit: int
+) -> None:
+    model = learnt(weights)
+    healthy = model_hash(model.module)
+    one = Search(model, rows_of(model))
+    strike(one, [(name, place, bit)])
+    found = one.run()
+    assert flips_of(found) == [(name, place, bit)]
+    assert found.flips[0].suspect.gain > 0
+    assert found.flips[0].suspect.likelier == 0
+    assert model_hash(model.module) == healthy
+
+
+def test_several_flips_are_found_and_undone_in_turn(weights: dict[str, torch.Tensor]) -> None:
+    model = learnt(weights)
+    healthy = model_hash(model.module)
+    one = Search(model, rows_of(model))
+    flips = [(DOWN, 777, 14), ("model.layers.1.input_layernorm.weight", 5, 15)]
+    strike(one, flips)
+    broken = model_hash(model.module)
+    found = one.run()
+    assert sorted(flips_of(found)) == sorted(flips)
+    assert set(found.layers[:2]) == {0, 1}
+    assert model_hash(model.module) == healthy
+    assert sum(each.gain for each in found.flips) == pytest.approx(float((found.before - found.after).mean()))
+    one.undo(found)
+    assert model_hash(model.module) == broken
+
+
+def test_a_branch_that_no_flip_mends_is_named(weights: dict[str, torch.Tensor]) -> None:
+    model = learnt(weights)
+    model.module.get_parameter(DOWN).fill_(math.nan)
+    found = Search(model, rows_of(model)).run()
+    assert found.corrupted
+    assert found.flips == ()
+    assert str(found.branches[0].branch) == "layer 0 mlp"
+    assert found.branches[0].alpha == 0
+    assert found.branches[0].gain > 1
+    assert found.layers[0] == 0
+
+
+@needs_demo_model
+def test_a_flip_in_the_demo_model_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "_WORDS_PER_LAYER", 1)  # fewer tries, for time
+    model = replace(load(SPEC, "bfloat16"), stored=None)
+    docs = Path(__file__).parents[2] / "docs"
+    text = "".join((docs / name).read_text(encoding="utf-8") for name in ("architecture.md", "faults.md"))
+    one = Search(model, text_rows(model, text, rows=6, length=32))
+    flip = "model.layers.27.mlp.down_proj.weight", 12345, 14
+    weight = model.module.get_parameter(flip[0])
+    healthy = weight.clone()
+    strike(one, [flip])
+    broken = weight.clone()
+    found = one.run()
+    assert flips_of(found)[:1] == [flip]
+    assert found.layers[0] == 27
+    assert float(found.after.mean()) < float(found.before.mean()) - 1
+    assert [each for each in flips_of(found) if each[0] == flip[0]] == [flip]
+    assert torch.equal(weight, healthy)
+    one.undo(found)
+    assert torch.equal(weight.view(torch.int16), broken.view(torch.int16))
+
+
+def tried(falls: Sequence[float], likelier: float = 0.0) -> Tried:
+    return Tried(Suspect("weight", 0, 0, 0.0, likelier), torch.tensor(falls, dtype=torch.float64))
+
+
+def test_a_fall_has_a_mean_and_an_error() -> None:
+    one = tried([0.1, 0.2, 0.3, 0.4])
+    assert one.gain == pytest.approx(0.25)
+    assert one.error == pytest.approx(math.sqrt(sum((x - 0.25) ** 2 for x in (0.1, 0.2, 0.3, 0.4)) / 3) / 2)
+
+
+@pytest.mark.parametrize(
+    ("falls", "likelier", "convincing"),
+    [
+        ([0.05] * 4, 0.0, True),
+        ([0.03] * 4, 0.0, False),
+        ([-0.5] * 4, 0.0, False),
+        ([0.05, 0.05, 0.05, 0.5], 0.0, False),  # within chance: 0.16 +- 0.11
+        ([0.2, 0.25, 0.2, 0.25], 0.0, True),
+        ([0.03] * 4, 20.0, True),
+        ([0.03] * 4, 5.0, False),
+        ([0.001] * 4, 20.0, False),
+    ],
+)
+def test_what_convinces(falls: list[float], likelier: float, convincing: bool) -> None:
+    assert tried(falls, likelier).convincing == convincing
+
+
+def test_a_branch_better_left_out_is_a_corruption() -> None:
+    losses = torch.ones(4, dtype=torch.float64)
+    branch = Branch(3, "mlp", "model.layers.3.mlp.down_proj")
+    gains = {gain: Found((), (Damped(branch, 0.0, gain),), losses, losses, (3,), 9.0) for gain in (0.03, 0.05)}
+    assert not gains[0.03].corrupted
+    assert gains[0.05].corrupted
+    assert Found((tried([0.1] * 4),), (), losses, losses, (3,), 9.0).corrupted
+    assert not Found((), (), losses, losses, (), 9.0).corrupted
