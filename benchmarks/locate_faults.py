@@ -136,10 +136,10 @@ def line(_: Suspect, tensor: TensorWords, draw: np.random.Generator) -> Fault:
 
 
 def stuck_column(suspect: Suspect, tensor: TensorWords, draw: np.random.Generator) -> Fault:
-    """One bit of one column of words stuck at 1 in all rows."""
+    """One bit of one column of words stuck in all rows, at the value that fewer of them have."""
     column, bit = int(draw.integers(tensor.columns)), int(draw.integers(8 * tensor.width))
-    held = suspect.clean.read(tensor, 0, tensor.rows)[:, column].long()
-    rows = torch.nonzero((held >> bit & 1) == 0).flatten().tolist()
+    set_there = suspect.clean.read(tensor, 0, tensor.rows)[:, column].long() >> bit & 1
+    rows = torch.nonzero(set_there != (set_there.double().mean() < 0.5)).flatten().tolist()
     return fault_of((tensor, 8 * tensor.width * (row * tensor.columns + column) + bit) for row in rows)
 
 

@@ -283,7 +283,6 @@ def judge(cell: Cell, kind: str, flips: list[Flip], clean: tuple[float, float]) 
     cell.flip(flips)
     hurt = cell.state()
     by_trivial = trivial(cell, flips)
-    cell.search.text.passes = 0.0
     found = cell.search.run()
     got = [(one.suspect.parameter, one.suspect.place, one.suspect.bit) for one in found.flips]
     mended = cell.state()

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.flips import Memory, Part, flipped, memory_of
+from benchmarks.locate import checks
+from benchmarks.locate_faults import Suspect, fault_of, several, single, stuck_column
+from benchmarks.locate_records import figures
+from benchmarks.locate_words import llama_8b
 from benchmarks.nonfinite import monte_carlo, outputs, predictor
 from benchmarks.published import PUBLISHED
 from benchmarks.sweeps import member
 
 from aftershock.faults import combinations, sweep_name, sweep_value
-from aftershock.models import model_hash
+from aftershock.models import live_words, model_hash
 from aftershock.numerics import FORMATS, NumberFormat, format_of, generator, storage_format, words
 from aftershock.study import check_settings, expand, read_settings
 from swept_study import swept_study
@@ -107,3 +111,64 @@ def test_a_curve_that_never_falls_is_json_too() -> None:
     assert found["curves"][1]["by_rate"]["half_lost"][0] == "Infinity"
     assert found["curves"][1]["published"] == PUBLISHED["value"]["components = norm"]
     assert len(found["rows"]) == 6
+
+
+def test_a_struck_model_has_the_fault_that_was_drawn_and_is_put_back() -> None:
+    module = tiny_loaded("llama", torch.bfloat16).module
+    held, before = live_words(module), model_hash(module)
+    struck, draw = Suspect(held, held), generator(4, 0, "faults")
+    for fault in (single(struck.weights, 3, draw), several(struck.weights, 64, draw)):
+        struck.strike(fault)
+        assert model_hash(module) != before
+        struck.strike(fault)
+        assert model_hash(module) == before
+    assert sum(mask.bit_count() for changes in fault.values() for mask in changes.values()) == 64
+    tensor = struck.matrices[1]
+    stuck = stuck_column(struck, tensor, draw)
+    struck.strike(stuck)
+    ((name, changes),) = stuck.items()
+    assert name == tensor.name
+    assert len(set(changes.values())) == 1
+    assert tensor.rows / 2 <= len(changes) <= tensor.rows
+    assert len({offset % tensor.row_bytes for offset in changes}) == 1
+    offset = next(iter(changes))
+    bytes_now = held.tensor(name).view(-1).view(torch.uint8)[offset % tensor.row_bytes :: tensor.row_bytes]
+    assert len((bytes_now & changes[offset]).unique()) == 1
+    struck.strike(stuck)
+    assert model_hash(module) == before
+
+
+def test_flips_of_one_byte_are_one_mask() -> None:
+    tensor = live_words(torch.nn.Linear(4, 4)).tensors[0]
+    assert fault_of([(tensor, 17), (tensor, 23), (tensor, 8)]) == {"weight": {2: 0b10000010, 1: 1}}
+
+
+def test_an_8b_model_has_8b_parameters() -> None:
+    assert sum(tensor.size for tensor in llama_8b()) == 2 * 8_030_261_248
+
+
+def test_records_of_text_come_to_ratios_of_sums() -> None:
+    def fault(cell: str, loss: list[float], accuracy: list[float], found: bool) -> dict[str, object]:
+        flags = dict.fromkeys(("block", "block_top3", "tensor", "exact", "trivial"), found)
+        record = {"cell": cell, "kind": "natural q", "flips": [["w", 1, 14]], "passes": 20.0, "layers": 10}
+        return {**record, **flags, "loss": loss, "accuracy": accuracy}
+
+    records = [
+        fault("a", [1.0, 5.0, 1.0], [0.5, 0.1, 0.5], True),
+        fault("a", [1.0, 2.0, 2.0], [0.5, 0.4, 0.4], False),
+        {"cell": "a", "kind": "healthy", "alarm": False, "flips": [], "passes": 5.0},
+        {"cell": "b", "kind": "healthy", "alarm": True, "flips": [], "passes": 5.0},
+    ]
+    found = figures(records, 0)
+    natural = found["over_all"]["natural"]
+    assert found["left_out"] == {"b": "model not finite in this format"}
+    assert found["over_all"]["false_alarms"]["n"] == 1
+    assert natural["recovered_loss"]["estimate"] == pytest.approx(4 / 5)
+    assert natural["recovered_accuracy"]["estimate"] == pytest.approx(0.4 / 0.5)
+    assert natural["block"]["estimate"] == 0.5
+    assert natural["passes_per_layer_of_one_flip"]["estimate"] == 2
+    met = {check["name"]: check["met"] for check in checks({"text": found})}
+    assert met["text: natural, block"] is False
+    assert met["text: natural, passes per layer of one flip, mean"] is True
+    assert met["text: false alarms"] is True
+    assert not any(name.startswith(("words", "speed", "text: hard")) for name in met)

@@ -187,6 +187,7 @@ def test_blocks_that_promise_most_are_looked_at(folder: Path) -> None:
     slopes = torch.from_numpy(generator(1, 0, "slopes").normal(0, 0.002, (len(words_of.blocks), 32))).float()
     values = torch.from_numpy(words_of.form.dequantise(words_of.blocks))
     slopes[40] = values[40].sign() * 0.1
+    slopes[:20, 0] = 0.2
     slopes[50] = 0
     slopes[50, 7] = 2.0
     places = {one.place for one in words_of.promising(as_parameter(model, words_of, slopes))}

@@ -11,9 +11,8 @@ import torch
 from aftershock.locate.by_text import LAST, Branch, Damped, Found, Search, Suspect, Tried, search, text_rows
 from aftershock.locate.by_text.search import CONVINCING
 from aftershock.models import LoadedModel, load, model_hash
-from aftershock.tasks import probe_items
 from demo_model import SPEC, needs_demo_model
-from tiny_models import tiny_loaded
+from learnt_model import TEXT, learnt, learnt_weights
 
 Flip = tuple[str, int, int]
 
@@ -23,26 +22,11 @@ DOWN, Q = "model.layers.0.mlp.down_proj.weight", "model.layers.1.self_attn.q_pro
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, torch.Tensor]:
-    """A tiny model that has learnt its text."""
-    model = tiny_loaded("llama")
-    tokens = rows_of(model)
-    model.module.requires_grad_(True)
-    optimizer = torch.optim.Adam(model.module.parameters(), 3e-3)
-    for _step in range(220):
-        optimizer.zero_grad()
-        model.module(input_ids=tokens, labels=tokens).loss.backward()
-        optimizer.step()
-    return model.module.state_dict()
+    return learnt_weights(TEXT, 12, 64)
 
 
 def rows_of(model: LoadedModel) -> torch.Tensor:
-    return text_rows(model, "\n".join(item.contexts[0] for item in probe_items()), rows=12, length=64)
-
-
-def learnt(weights: dict[str, torch.Tensor], dtype: torch.dtype = torch.bfloat16) -> LoadedModel:
-    model = tiny_loaded("llama", dtype)
-    model.module.load_state_dict(weights)
-    return model
+    return text_rows(model, TEXT, 12, 64)
 
 
 def strike(one: Search, flips: Sequence[Flip]) -> None:
@@ -128,6 +112,22 @@ def test_several_flips_are_found_and_undone_in_turn(weights: dict[str, torch.Ten
     assert sum(each.gain for each in found.flips) == pytest.approx(float((found.before - found.after).mean()))
     one.undo(found)
     assert model_hash(model.module) == broken
+
+
+def test_flips_that_hide_each_other_are_found(weights: dict[str, torch.Tensor]) -> None:
+    model = learnt(weights)
+    flips = [(DOWN, 777, 14), ("model.norm.weight", 5, 14)]
+    one = Search(model, rows_of(model))
+    strike(one, flips)
+    found = one.run()
+    assert sorted(flips_of(found)) == sorted(flips)
+    one.undo(found)
+
+
+def test_passes_are_those_of_one_search(weights: dict[str, torch.Tensor]) -> None:
+    model = learnt(weights)
+    one = Search(model, rows_of(model))
+    assert one.run().passes == pytest.approx(one.run().passes)
 
 
 def test_a_branch_that_no_flip_mends_is_named(weights: dict[str, torch.Tensor]) -> None:

@@ -87,6 +87,18 @@ def test_an_implausible_exponent_is_the_first_suspect(form: NumberFormat, seed: 
     assert [(one.place, one.bit) for one in words_of.implausible()] == healthy
 
 
+def test_of_the_bits_that_bring_a_word_back_the_likeliest_is_first() -> None:
+    form = FORMATS[2]
+    words_of = plain(random_model(form))
+    words_of.values.fill_(2.0**-4)
+    words_of.values[:100] = 0.5
+    words_of.flip(700, form.mantissa_bits + 2)
+    assert float(words_of.values[700]) == 1
+    found = list(words_of.implausible())
+    assert len(found) > 1
+    assert (found[0].place, found[0].bit) == (700, form.mantissa_bits + 2)
+
+
 @each_format
 @pytest.mark.parametrize("value", [1.0, 1.3, -1.3])
 def test_a_flip_to_infinity_or_nan_is_the_first_suspect(form: NumberFormat, value: float) -> None:

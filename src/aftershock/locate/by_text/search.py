@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from scipy.stats import t
 
 from aftershock.locate.by_text.branches import Damped, profile
 from aftershock.locate.by_text.suspects import Suspect, WordsInUse, layer_of
@@ -21,8 +22,8 @@ CONVINCING = 0.04
 """Fall of the loss, nats a token, that a repair must bring: healthy models offer single flips of up to about 0.004 on
 text of several kinds (docs/repair.md)."""
 
-_BEYOND_CHANCE = 2.0
-"""Standard errors over the rows of text that the fall must exceed, where the word is plausible as it is."""
+_CONFIDENCE = 0.975
+"""Confidence that the fall is one, by Student's t over the rows of text, where the word is plausible as it is."""
 
 _CLEARLY_WRONG = 12.0
 """Log-likelihood, in nats, from which a word is as good as known to be wrong."""
@@ -74,7 +75,7 @@ class Tried:
         """Whether the fall is more than a healthy model's words offer."""
         if self.suspect.likelier >= _CLEARLY_WRONG:
             return self.gain >= _SLIGHT
-        return self.gain >= max(CONVINCING, _BEYOND_CHANCE * self.error)
+        return self.gain >= max(CONVINCING, float(t.ppf(_CONFIDENCE, len(self.falls) - 1)) * self.error)
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,9 @@ class Search:
         seen: dict[int | None, float] = {}
         branches: tuple[Damped, ...] = ()
         self._unlikely.clear()
+        start = self.text.passes
         first = base = self.text.refresh()
-        most = self.text.passes + _PASSES * len(self.text.layers)
+        most = start + _PASSES * len(self.text.layers)
         while len(kept) < _MOST_FLIPS and self.text.passes < most:
             found = self._round(base, seen)
             if not found and not kept and not branches:
@@ -131,7 +133,9 @@ class Search:
             base = self.text.refresh()
         own = dict.fromkeys(layer_of(self.words[one.suspect.parameter].site) for one in kept)
         others = sorted(seen, key=lambda layer: -seen[layer])
-        return Found(tuple(kept), branches, first, base, tuple(dict.fromkeys([*own, *others])), self.text.passes)
+        return Found(
+            tuple(kept), branches, first, base, tuple(dict.fromkeys([*own, *others])), self.text.passes - start
+        )
 
     def undo(self, found: Found) -> None:
         """Put the model back as it came."""
@@ -140,7 +144,35 @@ class Search:
 
     def _round(self, base: torch.Tensor, seen: dict[int | None, float]) -> list[Tried]:
         """The flips of one round that convince; they are left in the model."""
-        return self._tries(self._implausible(), base, seen) or self._tries(self._promising(self.words), base, seen)
+        return (
+            self._tries(self._implausible(), base, seen)
+            or self._jointly(base)
+            or self._tries(self._promising(self.words), base, seen)
+        )
+
+    def _jointly(self, base: torch.Tensor) -> list[Tried]:
+        """The words that are clearly wrong, all at once: each may hide what the others do."""
+        suspects = [one for one in self._implausible() if one.likelier >= _CLEARLY_WRONG]
+        if len(suspects) < 2:
+            return []
+        for one in suspects:
+            self._flip(one)
+        mended = self.text.refresh()
+        if float((base - mended).mean()) < CONVINCING:
+            for one in suspects:
+                self._flip(one)
+            self.text.refresh()
+            return []
+        kept = []
+        for one in suspects:
+            without = self._try(one, mended)
+            if without.gain > -_SLIGHT:
+                self._flip(one)
+                mended = self.text.refresh()
+            else:
+                kept.append(Tried(one, -without.falls))
+                self._unlikely.pop(one.parameter, None)
+        return kept
 
     def _within(self, branches: Sequence[Damped], base: torch.Tensor, seen: dict[int | None, float]) -> list[Tried]:
         """The same among the words of the layers that the loss would rather do without, one layer after the other."""
