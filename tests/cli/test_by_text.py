@@ -83,7 +83,8 @@ def test_a_model_in_another_dtype_is_not_patched(folder: Path, text: Path, capsy
         (["--text", "missing.txt"], "can't be read"),
         (["--text", "short.txt"], "too short"),
         (["--text", "short.txt", "--reference", "."], "--text goes alone"),
-        ([], "--fingerprint, --reference and --text"),
+        ([], "exactly one of --fingerprint, --reference and --text"),
+        (["--reference", ".", "--device", "cuda"], "go with --text"),
     ],
 )
 def test_bad_input(
@@ -98,3 +99,12 @@ def test_bad_input(
     Path("short.txt").write_text("Too short.", encoding="utf-8")
     assert run(["locate", str(folder), *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_fingerprint_never_replaces_the_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = folder / "model.safetensors"
+    before = weights.read_bytes()
+    assert run(["fingerprint", str(weights), "-o", str(weights)]) == 2
+    assert "a file of the model itself" in capsys.readouterr().err
+    assert run(["fingerprint", str(folder), "-o", str(folder / "config.json")]) == 2
+    assert weights.read_bytes() == before

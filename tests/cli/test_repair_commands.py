@@ -125,8 +125,8 @@ def test_what_cannot_be_told_is_said_and_nothing_is_written(clean, broken, capsy
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "--fingerprint and --reference"),
-        (["--fingerprint", "exact", "--reference", "model"], "--fingerprint and --reference"),
+        ([], "exactly one of --fingerprint"),
+        (["--fingerprint", "exact", "--reference", "model"], "exactly one of --fingerprint"),
         (["--fingerprint", "nothing"], "can't be read"),
         (["--reference", "nothing"], "does not exist"),
         (["--fingerprint", "keyed"], "key"),

@@ -8,6 +8,7 @@ import typer
 from pydantic import BaseModel
 
 from aftershock.cli.output import Json, console, print_json, say
+from aftershock.errors import InputError
 
 Key = Annotated[
     Path | None,
@@ -48,7 +49,10 @@ def command(
     from aftershock.models import file_words
 
     secret = None if key is None else read_key(key)
-    fingerprint = take_fingerprint(file_words(model, say), profile.value, secret, say)
+    words = file_words(model, say)
+    if out.resolve() in {(words.folder / name).resolve() for name in words.files}:
+        raise InputError(f"{out} is a file of the model itself: give another file to write the fingerprint to (-o)")
+    fingerprint = take_fingerprint(words, profile.value, secret, say)
     save_fingerprint(fingerprint, out, secret)
     taken = Taken(
         path=str(out),

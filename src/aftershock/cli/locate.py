@@ -65,6 +65,7 @@ def command(
     if text is not None:
         only_text(fingerprint, reference, key)
         return search_by_text(model, text, dtype, device, json)
+    only_with_text(dtype, device)
     found = search(model, fingerprint, reference, key)
     show(found, json)
     return 0 if found.clean else EXIT_CORRUPTED
@@ -77,7 +78,7 @@ def search(model: str, fingerprint: Path | None, reference: str | None, key: Pat
     from aftershock.models import file_words
 
     if (fingerprint is None) == (reference is None):
-        raise typer.BadParameter("give one of --fingerprint, --reference and --text")
+        raise typer.BadParameter("give exactly one of --fingerprint, --reference and --text")
     if reference is not None:
         clean = file_words(reference, say)
         words = suspect_words(model, clean, say)
@@ -94,6 +95,12 @@ def only_text(*others: object) -> None:
     """Refuse what goes with files beside a text."""
     if any(other is not None for other in others):
         raise typer.BadParameter("--text goes alone: leave --fingerprint, --reference and --key out")
+
+
+def only_with_text(dtype: str | None, device: str) -> None:
+    """Refuse what goes with a text alone."""
+    if dtype is not None or device != "cpu":
+        raise typer.BadParameter("--dtype and --device go with --text: leave them out")
 
 
 def loaded(model: str, dtype: str | None, device: str) -> "LoadedModel":

@@ -17,6 +17,7 @@ from aftershock.cli.locate import (
     OfText,
     loaded,
     only_text,
+    only_with_text,
     read_text,
     search,
     show,
@@ -41,7 +42,8 @@ def command(
     dtype: Dtype = None,
     device: Device = "cpu",
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="Write the whole model here; without it, mend it in place.")
+        Path | None,
+        typer.Option("-o", "--out", help="A folder for the whole mended model; without it, it is mended in place."),
     ] = None,
     json: Json = False,
 ) -> int:
@@ -51,6 +53,7 @@ def command(
     if text is not None:
         only_text(fingerprint, reference, key)
         return by_text(model, text, dtype, device, out, json)
+    only_with_text(dtype, device)
     found = search(model, fingerprint, reference, key)
     if found.located.ambiguous:
         show(found, json)

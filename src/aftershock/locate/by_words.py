@@ -53,7 +53,7 @@ def locate_by_words(suspect: ModelWords, reference: ModelWords, progress: Progre
 
     Tensors are matched by name; what of a model's only file is no tensor is matched whatever the file's name. Files and
     live modules compare with each other where names, shapes and types agree. Raises InputError where words can't be
-    read, and where no tensor has a namesake.
+    read, and where no tensor has a namesake of its shape and type.
     """
     own, others = _by_name(suspect), _by_name(reference)
     both = [(own[name], others[name]) for name in own if name in others]
@@ -66,6 +66,11 @@ def locate_by_words(suspect: ModelWords, reference: ModelWords, progress: Progre
     retyped = tuple(one.name for one, other in both if one.shape == other.shape and _type(one) != _type(other))
     apart = {*reshaped, *retyped}
     alike = [pair for pair in both if pair[0].name not in apart]
+    if not alike and len(both) > 1:
+        raise InputError(
+            f"none of the {len(both):,} tensors that both have is alike in shape and type: the reference is another "
+            "model; give the clean copy of the same files"
+        )
     counts: dict[str, int] = {}
     changes = []
     progress(f"comparing {len(alike):,} tensors")

@@ -220,7 +220,8 @@ def model_files(spec: str, progress: Progress = quiet) -> tuple[Path, ...]:
         beside = sorted({file for pattern in _BESIDE for file in path.glob(pattern) if file.is_file()})
         return (*weights, *beside)
     if path.suffix.lower() not in (".gguf", ".safetensors") or not path.is_file():
-        raise InputError(f"model {spec} does not exist: give demo:NAME, a folder, a .safetensors or a .gguf file")
+        what = "is no model file" if path.is_file() else "does not exist"
+        raise InputError(f"model {spec} {what}: give demo:NAME, a folder, a .safetensors or a .gguf file")
     return (path,)
 
 
@@ -271,7 +272,7 @@ def _gguf_tensors(path: Path) -> Iterator[TensorWords]:
         reader = gguf.GGUFReader(path)
     except Exception as error:  # a damaged file makes the reader raise whatever comes
         raise InputError(
-            f"{path} cannot be read as a GGUF model ({first_line(error)}): get the file again, or choose another"
+            f"{path} cannot be read as a GGUF model ({first_line(error)}): it is damaged or cut short, get it again"
         ) from error
     size = path.stat().st_size
     for tensor in sorted(reader.tensors, key=lambda one: int(one.data_offset)):
