@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import time
 
 import pytest
 import ray
@@ -75,6 +76,9 @@ def test_a_node_killed_in_mid_study_changes_no_record(cluster, plan, tmp_path):
     def watch(progress):
         if (progress.phase, progress.done) == ("trials", 3):
             cluster.remove_node(cluster.second, allow_graceful=False)
+            # Ray takes its time to find out; on a fast machine the whole study would be over before.
+            while sum(node["Alive"] for node in ray.nodes()) > 1:
+                time.sleep(0.05)
 
     study = run_study(plan, tmp_path / "killed", watch=watch, crew=Dealt(plan, team))
     assert len(team.lost) == 1
