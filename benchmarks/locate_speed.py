@@ -8,6 +8,7 @@ both in bytes moved a second. All in turns, so that a machine's moods strike eac
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,8 @@ def _on_cpu(turns: int, seed: int) -> dict[str, Any]:
     struck = Suspect(words, words)
     slow: Timed = {}
     for profile in PROFILES:
-        slow[f"fingerprint {profile}"] = lambda profile=profile: take_fingerprint(words, profile)  # type: ignore[misc]
-        slow[f"locate {profile}"] = lambda profile=profile: locate_by_fingerprint(words, taken[profile])  # type: ignore[misc]
+        slow[f"fingerprint {profile}"] = partial(take_fingerprint, words, profile)
+        slow[f"locate {profile}"] = partial(locate_by_fingerprint, words, taken[profile])
     fault = single(words.tensors, 0, generator(seed, 0, "timed fault"))
     struck.strike(fault)
     slow_seconds = in_turns(slow, max(3, turns // 10))

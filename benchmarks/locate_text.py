@@ -139,7 +139,8 @@ class Cell:
 
     def state(self) -> tuple[float, float]:
         """Loss on held-out text, at most chance, and accuracy."""
-        chance = math.log(int(self.model.module.config.vocab_size))  # type: ignore[union-attr, arg-type]
+        config: Any = self.model.module.config
+        chance = math.log(config.vocab_size)
         return min(float(self.held_out.refresh().mean()), chance), self.items.accuracy()
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 import torch
-import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
+import triton
+import triton.language as tl
 
 _ROWS, _LANES = tl.constexpr(128), tl.constexpr(1024)
 _TILE = tl.constexpr(4)
@@ -53,8 +53,8 @@ def _aligned(data: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(data, (0, -len(data) % _ALIGNED)).clone()
 
 
-@triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _sum_chunk(addresses, lengths, owners, places, first, second, found):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+@triton.jit
+def _sum_chunk(addresses, lengths, owners, places, first, second, found):
     """Both sums of one chunk, of the program's number."""
     chunk = tl.program_id(0)
     owner = tl.load(owners + chunk)

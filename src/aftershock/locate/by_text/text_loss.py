@@ -56,7 +56,8 @@ class TextLoss:
         names = [site.module for site in model.components.outputs if site.component == "residual"]
         self.layers = tuple(model.module.get_submodule(name) for name in names)
         self._outputs: list[Any] = [None] * len(names)
-        vocabulary = int(model.module.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        config: Any = model.module.config
+        vocabulary = int(config.vocab_size)
         self._worst = 2 * math.log(vocabulary)
         self._step = max(1, _LOGITS // (vocabulary * tokens.shape[1]))
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
@@ -156,7 +157,8 @@ class TextLoss:
 
 
 def _after_gradient(parameter: torch.nn.Parameter, hook: Callable[[torch.Tensor], None]) -> Callable[[], None]:
-    remove: Callable[[], None] = parameter.register_post_accumulate_grad_hook(hook).remove  # type: ignore[no-untyped-call]
+    owner: Any = parameter  # torch gives this method no types
+    remove: Callable[[], None] = owner.register_post_accumulate_grad_hook(hook).remove
     return remove
 
 
