@@ -89,8 +89,10 @@ class PackedWords:
 
     @cached_property
     def _most(self) -> int:
-        """The highest exponent field that a value may have after a flip; single words hardly change it."""
-        return exponents_in_use(words(self._rows), self._number).top + MARGIN
+        """The highest exponent field that a value may have after a flip. Each block's largest value counts, so that
+        a broken scale counts once and is not in use."""
+        largest = self._rows.reshape(len(self.blocks), -1).abs().amax(1)
+        return exponents_in_use(words(largest), self._number).top + MARGIN
 
     def implausible(self) -> Iterator[Suspect]:
         """As `WordsInUse.implausible`: of the fields that are floating-point numbers."""
