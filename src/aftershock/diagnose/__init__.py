@@ -1,0 +1,1 @@
+"""Why an engine answers worse than its reference: the first component that is wrong, and the reason."""

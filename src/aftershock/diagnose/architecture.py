@@ -1,0 +1,205 @@
+"""What a decoder computes, as numbers and choices: what a serving engine has to agree with its reference about."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from aftershock.errors import InputError
+from aftershock.models import LoadedModel
+
+FAMILIES: tuple[str, ...] = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "mixtral",
+    "qwen3_moe",
+)
+"""Model types, as in `config.json`, that there is a replica of."""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """y = x / sqrt(mean(x^2) + eps) * (offset + weight), centred first where `centred` (LayerNorm), over groups of
+    `group` channels each (None: over all)."""
+
+    eps: float
+    offset: float = 0.0
+    centred: bool = False
+    group: int | None = None
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Rotary embedding: pair j of a head's first 2 x len(frequencies) channels turns by position x frequencies[j].
+
+    Pairs are channels (j, j + half) or, `interleaved`, (2j, 2j + 1). `magnitude` multiplies cosine and sine (YaRN);
+    `offset` is added to positions; angles are rounded to `precision` where given.
+    """
+
+    theta: float
+    frequencies: tuple[float, ...]
+    magnitude: float = 1.0
+    interleaved: bool = False
+    offset: int = 0
+    precision: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class Attention:
+    """`heads` queries of `channels` each over `kv_heads` keys; query head h reads key head `reads[h]`. Scores are
+    multiplied by `scale`, capped as cap x tanh(score / cap), and a token sees the `window` last ones, itself included
+    (None: all before it; without `causal` those after it too)."""
+
+    heads: int
+    kv_heads: int
+    channels: int
+    scale: float
+    reads: tuple[int, ...]
+    rotation: Rotation | None
+    window: int | None = None
+    softcap: float | None = None
+    causal: bool = True
+    norm: Norm | None = None
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Experts: a softmax over all router logits, the `chosen` largest, divided by their sum where `normalised`, times
+    `scale`."""
+
+    experts: int
+    chosen: int
+    normalised: bool
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A decoder layer: x + o(attention(norm(x))), then x + down(activation(gate(norm(x))) x up(norm(x)))."""
+
+    attn_norm: Norm
+    attention: Attention
+    mlp_norm: Norm
+    activation: str
+    post_attn_norm: Norm | None = None
+    post_mlp_norm: Norm | None = None
+    mixture: Mixture | None = None
+    residual_multiplier: float = 1.0
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A whole decoder."""
+
+    family: str
+    layers: tuple[Layer, ...]
+    final_norm: Norm
+    embedding_multiplier: float = 1.0
+    logit_multiplier: float = 1.0
+    logit_softcap: float | None = None
+
+    def norm(self, kind: str, layer: int) -> Norm:
+        """The norm that makes a kind of point in a layer. Raises KeyError where there is none."""
+        if kind == "final_norm":
+            return self.final_norm
+        own = self.layers[layer]
+        found = {
+            "attn_norm": own.attn_norm,
+            "q_norm": own.attention.norm,
+            "k_norm": own.attention.norm,
+            "post_attn_norm": own.post_attn_norm,
+            "mlp_norm": own.mlp_norm,
+            "post_mlp_norm": own.post_mlp_norm,
+        }[kind]
+        if found is None:
+            raise KeyError(kind)
+        return found
+
+
+def architecture_of(model: LoadedModel) -> Architecture:
+    """The architecture of a loaded model, from its configuration and the frequencies that it turns by.
+
+    Raises InputError for a family without a replica.
+    """
+    config: Any = model.module.config
+    family = config.model_type
+    if family not in FAMILIES:
+        raise InputError(
+            f"{model.spec} is of the family {family}, whose components are not known one by one: take one of "
+            f"{', '.join(FAMILIES)}"
+        )
+    gemma = family.startswith("gemma")
+    norm = Norm(config.rms_norm_eps, offset=1.0 if gemma else 0.0)
+    layers = tuple(
+        Layer(
+            attn_norm=norm,
+            attention=_attention(model, number),
+            mlp_norm=norm,
+            activation=config.hidden_activation if gemma else config.hidden_act,
+            post_attn_norm=norm if gemma else None,
+            post_mlp_norm=norm if gemma else None,
+            mixture=_mixture(config),
+        )
+        for number in range(config.num_hidden_layers)
+    )
+    scale = dict(model.module.named_buffers()).get("model.embed_tokens.embed_scale")
+    return Architecture(
+        family=family,
+        layers=layers,
+        final_norm=norm,
+        # Rounded as the model rounds it.
+        embedding_multiplier=1.0 if scale is None else float(scale.to(model.dtype)),
+        logit_softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def _attention(model: LoadedModel, number: int) -> Attention:
+    config: Any = model.module.config
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    channels = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kinds = getattr(config, "layer_types", None)
+    kind = kinds[number] if kinds else None
+    # Families without kinds of layers have one window for all of them.
+    sliding = kind == "sliding_attention" if kinds else True
+    scalar = getattr(config, "query_pre_attn_scalar", None)
+    per_head = {"qwen3": 0.0, "qwen3_moe": 0.0, "gemma3_text": 1.0}
+    return Attention(
+        heads=heads,
+        kv_heads=kv_heads,
+        channels=channels,
+        scale=(scalar or channels) ** -0.5,
+        reads=tuple(head * kv_heads // heads for head in range(heads)),
+        rotation=_rotation(model, kind),
+        window=(getattr(config, "sliding_window", None) or None) if sliding else None,
+        softcap=getattr(config, "attn_logit_softcapping", None),
+        norm=Norm(config.rms_norm_eps, per_head[config.model_type], group=channels)
+        if config.model_type in per_head
+        else None,
+    )
+
+
+def _rotation(model: LoadedModel, kind: str | None) -> Rotation:
+    config: Any = model.module.config
+    rotary: Any = model.module.get_submodule("model.rotary_emb")
+    parameters: Mapping[str, Any] = config.rope_parameters
+    # Gemma 3 turns by other frequencies in other kinds of layers.
+    own = f"{kind}_" if kind is not None and kind in parameters else ""
+    return Rotation(
+        theta=parameters.get(str(kind), parameters)["rope_theta"],
+        frequencies=tuple(getattr(rotary, f"{own}inv_freq").double().tolist()),
+        magnitude=float(getattr(rotary, f"{own}attention_scaling")),
+    )
+
+
+def _mixture(config: Any) -> Mixture | None:
+    if config.model_type == "mixtral":
+        return Mixture(config.num_local_experts, config.num_experts_per_tok, normalised=True)
+    if config.model_type == "qwen3_moe":
+        return Mixture(config.num_experts, config.num_experts_per_tok, normalised=config.norm_topk_prob)
+    return None

@@ -1,0 +1,35 @@
+"""The rounding that an engine says it does: what healthy values of it may deviate by."""
+
+from dataclasses import dataclass
+
+import torch
+
+_BLOCK = 32
+"""Values that share a scale where activations are rounded to 8 bits, as GGUF's Q8_0 does."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Values are rounded to `dtype` after each operation, keys and values to `cache` before they are attended to, and
+    the inputs of linear maps to `activation_bits` in blocks of 32 with one scale, where given."""
+
+    dtype: torch.dtype
+    cache: torch.dtype | None = None
+    activation_bits: int | None = None
+
+    def cached(self, values: torch.Tensor) -> torch.Tensor:
+        """Keys or values as attention reads them back."""
+        return values if self.cache is None else values.to(self.cache).to(values.dtype)
+
+    def fed(self, values: torch.Tensor) -> torch.Tensor:
+        """What a linear map multiplies; shape (tokens, channels)."""
+        if self.activation_bits is None or values.shape[-1] % _BLOCK:
+            return values
+        blocks = values.reshape(*values.shape[:-1], -1, _BLOCK)
+        scale = blocks.abs().amax(-1, keepdim=True) / (2 ** (self.activation_bits - 1) - 1)
+        rounded: torch.Tensor = torch.round(blocks / torch.where(scale == 0, 1, scale)) * scale
+        return rounded.flatten(-2)
+
+
+TRUTH = Arithmetic(torch.float64)
+"""What rounding is told from."""

@@ -1,0 +1,140 @@
+"""The computations between points, each a pure function of values and one part of an `Architecture`.
+
+They compute in the type of the values they get, as transformers does: norms, rotations and softmax in at least fp32,
+everything else in the type itself. In fp64 they are the truth that rounding is told from.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.activations import ACT2FN
+
+from aftershock.diagnose.architecture import Attention, Mixture, Norm, Rotation
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Tokens of all requests, one request after another: `ids` and `positions`, int64, shape (tokens,); `lengths` of
+    the requests."""
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    lengths: tuple[int, ...]
+
+    @property
+    def requests(self) -> list[slice]:
+        """The tokens of each request."""
+        ends = torch.tensor(self.lengths).cumsum(0).tolist()
+        return [slice(end - length, end) for end, length in zip(ends, self.lengths, strict=True)]
+
+
+def wide(values: torch.Tensor) -> torch.Tensor:
+    """Values in fp32, or in fp64 where they are."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
+def split(values: torch.Tensor, channels: int) -> torch.Tensor:
+    """Shape (tokens, n x channels) as (tokens, n, channels)."""
+    return values.reshape(*values.shape[:-1], -1, channels)
+
+
+def normalised(values: torch.Tensor, norm: Norm, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Values, shape (tokens, channels), normalised; weight of shape (channels,), or (group,) for every group."""
+    x = split(wide(values), norm.group or values.shape[-1])
+    if norm.centred:
+        x = x - x.mean(-1, keepdim=True)
+    x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps)
+    own = wide(weight.to(values.dtype)) if values.dtype != torch.float64 else weight.double()
+    own = own.view(-1, x.shape[-1])
+    # Gemma multiplies before it rounds, others after.
+    y = x * (norm.offset + own) if norm.offset else wide(x.to(values.dtype)) * own
+    y = y.flatten(-2)
+    return (y if bias is None else y + wide(bias.to(y.dtype))).to(values.dtype)
+
+
+def rotated(values: torch.Tensor, rotation: Rotation, channels: int, positions: torch.Tensor) -> torch.Tensor:
+    """Queries or keys, shape (tokens, heads x channels), turned by their positions (RoFormer, arXiv 2104.09864)."""
+    x = split(values, channels)
+    turning = 2 * len(rotation.frequencies)
+    frequencies = torch.tensor(rotation.frequencies, dtype=torch.float64, device=values.device)
+    angles = (positions + rotation.offset).double()[:, None] * frequencies
+    if rotation.precision is not None:
+        rounded = (positions + rotation.offset).to(rotation.precision)[:, None] * frequencies.to(rotation.precision)
+        angles = rounded.double()
+    cos, sin = ((own * rotation.magnitude).to(values.dtype)[:, None] for own in (angles.cos(), angles.sin()))
+    turned, rest = x[..., :turning], x[..., turning:]
+    if rotation.interleaved:
+        first, second = turned[..., 0::2], turned[..., 1::2]
+        pairs = torch.stack((first * cos - second * sin, second * cos + first * sin), -1).flatten(-2)
+    else:
+        first, second = turned.chunk(2, -1)
+        pairs = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+    return torch.cat((pairs, rest), -1).flatten(-2)
+
+
+def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention: Attention, tokens: Tokens) -> torch.Tensor:
+    """softmax(scale x q k^T) v of each request, causal; shape (tokens, heads x channels)."""
+    parts = [_attended(q[own], k[own], v[own], attention) for own in tokens.requests]
+    return torch.cat(parts)
+
+
+def _attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention: Attention) -> torch.Tensor:
+    reads = list(attention.reads)
+    queries = split(q, attention.channels).transpose(0, 1)
+    keys = split(k, attention.channels).transpose(0, 1)[reads]
+    values = split(v, attention.channels).transpose(0, 1)[reads]
+    scores = queries @ keys.transpose(-1, -2) * attention.scale
+    if attention.softcap is not None:
+        scores = attention.softcap * torch.tanh(scores / attention.softcap)
+    scores = scores.masked_fill(~seen(len(q), attention, q.device), -torch.inf)
+    shares = torch.softmax(wide(scores), -1).to(q.dtype)
+    found: torch.Tensor = shares @ values
+    return found.transpose(0, 1).flatten(-2)
+
+
+def seen(length: int, attention: Attention, device: torch.device) -> torch.Tensor:
+    """Whether token i sees token j: bool, shape (length, length)."""
+    order = torch.arange(length, device=device)
+    apart = order[:, None] - order
+    allowed = apart >= 0 if attention.causal else torch.ones_like(apart, dtype=torch.bool)
+    return allowed if attention.window is None else allowed & (apart < attention.window)
+
+
+def activated(gate: torch.Tensor | None, up: torch.Tensor, activation: str) -> torch.Tensor:
+    """act(gate) x up, or act(up) where there is no gate."""
+    act = ACT2FN[activation]
+    found: torch.Tensor = act(up) if gate is None else act(gate) * up
+    return found
+
+
+def chosen(logits: torch.Tensor, mixture: Mixture) -> torch.Tensor:
+    """The share of each expert in each token, 0 for those that are not chosen: shape (tokens, experts)."""
+    shares = torch.softmax(wide(logits), -1)
+    top, index = shares.topk(mixture.chosen, -1)
+    if mixture.normalised:
+        top = top / top.sum(-1, keepdim=True)
+    return torch.zeros_like(shares).scatter(-1, index, top * mixture.scale).to(logits.dtype)
+
+
+def mixed(
+    values: torch.Tensor,
+    shares: torch.Tensor,
+    activation: str,
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    down: torch.Tensor,
+) -> torch.Tensor:
+    """Sum over experts of share x down(act(gate x) * up x): gate, up (experts, inner, channels), down (experts,
+    channels, inner)."""
+    total = torch.zeros_like(values)
+    for number, (g, u, d) in enumerate(zip(gate, up, down, strict=True)):
+        rows = shares[:, number].nonzero()[:, 0]
+        x = values[rows]
+        inner = activated(linear(x, g), linear(x, u), activation)
+        total.index_add_(0, rows, linear(inner, d) * shares[rows, number, None])
+    return total
+
+
+def linear(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """values x weight^T + bias in the values' type; weight (outputs, inputs) of any type."""
+    return torch.nn.functional.linear(values, weight.to(values.dtype), None if bias is None else bias.to(values.dtype))
