@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # pip's own setting for local wheels holds for the faster installer too.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: setup demo test test-workers test-lm-eval lint bench clean
+.PHONY: setup demo test test-workers test-lm-eval test-engines engines lint bench clean
 
 setup: $(VENV)/ready
 
@@ -39,6 +39,27 @@ $(VENV)-lm-eval/ready: $(VENV)/ready
 		> "$$($(VENV)-lm-eval/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
 	@$(VENV)-lm-eval/bin/pip install --quiet --disable-pip-version-check lm-eval==0.4.13
 	@touch $@
+
+# Engines to capture, each in an environment of its own, as they want different versions of the same packages.
+ENGINES := $(or $(AFTERSHOCK_ENGINES),$(HOME)/.cache/aftershock/engines)
+# llama.cpp is compiled without the machine's newest instructions: with them (AMX) it crashes on some.
+LLAMA_CPP := -DGGML_NATIVE=OFF -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON \
+	-DLLAVA_BUILD=OFF -DMTMD_BUILD=OFF -DLLAMA_BUILD_TOOLS=OFF $(LLAMA_CPP_OPTIONS)
+
+engines: engines-vllm engines-onnxruntime engines-llamacpp engines-openvino
+
+engines-%: $(ENGINES)/%/ready ;
+
+.PRECIOUS: $(ENGINES)/%/ready
+$(ENGINES)/%/ready: engines/%.txt engines/overrides.txt | $(VENV)/ready
+	@echo "making the environment of $* in $(ENGINES)"
+	@$(PYTHON) -m venv $(ENGINES)/$*
+	@CMAKE_ARGS="$(LLAMA_CPP)" $(BIN)/uv pip install --quiet --python $(ENGINES)/$*/bin/python --compile-bytecode \
+		--override engines/overrides.txt -r $<
+	@touch $@
+
+test-engines: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m engines -rs
 
 lint: setup
 	$(BIN)/ruff check --no-cache .

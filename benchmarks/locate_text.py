@@ -287,7 +287,7 @@ def judge(cell: Cell, kind: str, flips: list[Flip], clean: tuple[float, float]) 
     found = cell.search.run()
     got = [(one.suspect.parameter, one.suspect.place, one.suspect.bit) for one in found.flips]
     mended = cell.state()
-    cell.search.undo(found)
+    cell.search.undo()
     cell.flip(flips)
     layers = cell.layers(flips)
     return {
@@ -317,7 +317,7 @@ def healthy(cell: Cell, data: Path, count: int, rows: int) -> Iterator[dict[str,
         pieces = [text[int(draw.integers(len(text) // 2)) :] for text in texts]
         search = Search(cell.model, rows_of(cell.model, pieces, rows))
         found = search.run()
-        search.undo(found)
+        search.undo()
         best = [(str(one.branch), one.alpha, round(one.gain, 4)) for one in found.branches[:1]]
         yield {
             "cell": cell.name,

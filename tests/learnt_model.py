@@ -2,7 +2,7 @@
 
 import torch
 
-from aftershock.locate import text_rows
+from aftershock.locate.by_text import text_rows
 from aftershock.models import LoadedModel
 from aftershock.tasks import probe_items
 from tiny_models import tiny_loaded
@@ -12,7 +12,11 @@ TEXT = "\n".join(item.contexts[0] for item in probe_items())
 
 def learnt_weights(text: str, rows: int, length: int, steps: int = 220) -> dict[str, torch.Tensor]:
     """Weights of a tiny Llama that was trained on these pieces of a text."""
-    model = tiny_loaded("llama")
+    return trained(tiny_loaded("llama"), text, rows, length, steps)
+
+
+def trained(model: LoadedModel, text: str, rows: int, length: int, steps: int = 220) -> dict[str, torch.Tensor]:
+    """Weights of a model after training on these pieces of a text."""
     tokens = text_rows(model, text, rows, length)
     model.module.requires_grad_(True)
     optimizer = torch.optim.Adam(model.module.parameters(), 3e-3)

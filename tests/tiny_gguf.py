@@ -1,10 +1,12 @@
 """A tiny random Llama as a GGUF file."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import gguf
 import numpy as np
+import torch
 
 from tiny_models import tiny_model
 
@@ -37,11 +39,16 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf(
-    path: Path, quantised: str = r"model\.layers\.0\.mlp\.up_proj", kind: str = "Q4_1"
+    path: Path,
+    quantised: str = r"model\.layers\.0\.mlp\.up_proj",
+    kind: str = "Q4_1",
+    weights: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, np.ndarray]:
-    """A tiny Llama as GGUF, the matrices that match `quantised` in blocks of a kind; its weights as they are after
-    dequantisation."""
+    """A tiny Llama as GGUF, random or with some weights, the matrices that match `quantised` in blocks of a kind; its
+    weights as they are after dequantisation."""
     module = tiny_model("llama", vocab_size=64, intermediate_size=64)
+    if weights is not None:
+        module.load_state_dict(weights)
     packed = gguf.GGMLQuantizationType[kind]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from aftershock.capture import BUNDLE_VERSION, Bundle, read_bundle, record, write_bundle
+from aftershock.capture import BUNDLE_VERSION, Bundle, Manifest, Record, Stored, read_bundle, record, write_bundle
 from aftershock.capture import bundle as bundle_module
 from aftershock.errors import InputError
 from aftershock.locate.by_activations import locate_by_activations
@@ -107,8 +107,58 @@ CHANGES = {
     "has not one value for each of": lambda manifest: manifest["records"][2]["parameters"][1].update(shape=[7]),
     "only the input of an embedding is I64": lambda manifest: manifest["records"][0].update(operation="linear"),
     "not of the same tokens": lambda manifest: manifest["records"][2]["input"].update(shape=[20, 1, 32]),
+    "is neither": lambda manifest: manifest["records"][1].update(span="some"),
+    "are not numbers of the": lambda manifest: manifest.update(rows={"some": [3, 2]}),
+    "passes hold numbers of no token": lambda manifest: manifest.update(passes=[[0], [99]]),
+    "has several records": lambda manifest: manifest["records"].append(manifest["records"][1]),
+    "records.1.point": lambda manifest: manifest["records"][1].update(point="elsewhere"),
+    "prompt tokens among": lambda manifest: manifest["requests"][0].update(prompt_tokens=99),
     "output channels along axis": lambda manifest: manifest["records"][2]["parameters"][0].update(shape=[7, 32]),
 }
+
+
+def test_rows_that_are_absent_are_told_by_their_span(recorded, tmp_path):
+    manifest = json.loads(recorded.manifest.model_dump_json())
+    kept = list(range(1, recorded.manifest.tokens))
+    entry = manifest["records"][1]
+    entry["span"], entry["input"] = "computed", None
+    entry["output"] = {**entry["output"], "key": "part", "shape": [len(kept), *entry["output"]["shape"][1:]]}
+    manifest |= {"rows": {"computed": kept}, "passes": [kept], "complete": False}
+    partial = Manifest.model_validate(manifest)
+    first = recorded.manifest.records[1]
+    tensors = {**recorded.tensors, partial.records[1].output: recorded.output(first)[1:].clone()}
+    write_bundle(Bundle(partial, tensors), tmp_path / "bundle")
+    found = read_bundle(tmp_path / "bundle")
+    assert found.manifest.tokens_of("computed") == tuple(kept)
+    assert torch.equal(words(found.output(found.manifest.records[1])), words(recorded.output(first)[1:]))
+    assert list(found.manifest.tokens_of("all")) == list(range(found.manifest.tokens))
+    with pytest.raises(InputError, match="lack rows of different tokens"):
+        locate_by_activations(recorded, found)
+
+
+def test_the_last_rows_are_those_of_each_request(recorded):
+    manifest = recorded.manifest
+    lengths = [len(request.tokens) for request in manifest.requests]
+    assert manifest.tokens_of("last") == [sum(lengths[: number + 1]) - 1 for number in range(len(lengths))]
+
+
+def test_several_values_of_one_call_have_names():
+    place = Stored(file="t.safetensors", key="k", dtype="F32", shape=(1, 2))
+    names = [
+        Record(module="m", output=place, **more).name
+        for more in ({}, {"point": "output.1"}, {"call": 2}, {"call": 2, "point": "residual"})
+    ]
+    assert names == ["m", "m:output.1", "m#2", "m#2:residual"]
+
+
+def test_an_older_bundle_is_read(folder):
+    def change(manifest):
+        manifest["version"] = 1
+        for key in ("rows", "passes", "weights", "complete"):
+            del manifest[key]
+
+    found = read_bundle(rewritten(folder, change)).manifest
+    assert (found.rows, found.passes, found.complete) == ({}, (), True)
 
 
 @pytest.mark.parametrize("sentence", CHANGES)

@@ -1,16 +1,20 @@
 """`locate --text` and `repair --text`: a flipped bit in a folder of safetensors, with nothing but some text."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from aftershock.cli import run
-from aftershock.models import file_words, save
-from learnt_model import TEXT, learnt, learnt_weights
+from aftershock.models import file_words, load, save
+from learnt_model import TEXT, learnt, learnt_weights, trained
+from tiny_gguf import write_gguf
 
 NAME = "model.layers.1.self_attn.q_proj.weight"
+CAPITALS = "".join(letter for letter in TEXT.upper() if 33 <= ord(letter) <= 93)
+"""Text of letters that the tokenizer of the tiny GGUF model has."""
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +32,19 @@ def text(tmp_path: Path) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path, weights: dict[str, torch.Tensor]) -> Path:
     return save(learnt(weights, torch.float32), tmp_path / "model")[0].parent
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a GGUF model of packed words that knows its text, and the text; not to be changed."""
+    folder = tmp_path_factory.mktemp("packed")
+    (folder / "some.txt").write_text(CAPITALS, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AFTERSHOCK_CACHE", str(folder / "cache"))
+        write_gguf(folder / "random.gguf")
+        weights = trained(load(str(folder / "random.gguf")), CAPITALS, 16, 128)
+    write_gguf(folder / "tiny.gguf", "proj|embed|lm_head", weights=weights)
+    return folder
 
 
 def flip(folder: Path) -> None:
@@ -75,6 +92,49 @@ def test_a_model_in_another_dtype_is_not_patched(folder: Path, text: Path, capsy
     assert run(["repair", str(folder), "--text", str(text), "--dtype", "bfloat16"]) == 2
     assert "output folder" in capsys.readouterr().err
     assert (folder / "model.safetensors").read_bytes() == broken
+
+
+def flip_in_gguf(path: Path, name: str, byte: int) -> None:
+    tensor = next(one for one in file_words(str(path)).tensors if one.name == name)
+    held = bytearray(path.read_bytes())
+    held[tensor.extents[0].offset + byte] ^= 1 << 6
+    path.write_bytes(held)
+
+
+@pytest.mark.parametrize("out", [None, "mended"])
+@pytest.mark.parametrize("name", ["blk.1.attn_q.weight", "blk.0.ffn_down.weight"])
+def test_a_block_of_a_gguf_file_is_the_clean_one_again(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, out: str | None
+) -> None:
+    """Rows of q lie in the file in another order than in memory."""
+    monkeypatch.setenv("AFTERSHOCK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    path = Path(shutil.copy(packed / "tiny.gguf", tmp_path / "broken.gguf"))
+    flip_in_gguf(path, name, 20 * 9 + 1)
+    broken = path.read_bytes()
+    into = [] if out is None else ["-o", out]
+    assert run(["repair", str(path), "--text", str(packed / "some.txt"), *into]) == 0
+    mended = path if out is None else Path(out) / path.name
+    assert mended.read_bytes() == (packed / "tiny.gguf").read_bytes()
+    assert out is None or path.read_bytes() == broken
+
+
+def test_what_is_no_word_of_a_gguf_file_is_mended_in_safetensors(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A norm is stored as float32 and loaded as bfloat16."""
+    monkeypatch.setenv("AFTERSHOCK_CACHE", str(tmp_path / "cache"))
+    path = Path(shutil.copy(packed / "tiny.gguf", tmp_path / "broken.gguf"))
+    norm = load(str(path), "bfloat16").module.get_parameter("model.norm.weight")
+    flip_in_gguf(path, "output_norm.weight", 4 * int(norm.argmin()) + 3)  # below 1, lest it become NaN
+    broken = path.read_bytes()
+    repair = ["repair", str(path), "--text", str(packed / "some.txt")]
+    assert run(repair) == 2
+    assert "give an output folder" in capsys.readouterr().err
+    assert run([*repair, "-o", str(tmp_path / "mended")]) == 0
+    assert path.read_bytes() == broken
+    mended = load(str(tmp_path / "mended"), "bfloat16").module
+    assert torch.equal(mended.get_parameter("model.norm.weight"), norm)
 
 
 @pytest.mark.parametrize(

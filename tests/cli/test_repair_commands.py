@@ -92,7 +92,7 @@ def test_the_word_is_found_and_put_back(clean, broken, way, capsys):
     assert f"{UP} (up, layer 1)" in table
     assert f"{word['clean']:#x}" in table
     assert run(["repair", str(broken), *ways(clean)[way]]) == 0
-    assert "1 words put back" in capsys.readouterr().out
+    assert "1 word put back" in capsys.readouterr().out
     assert contents(broken) == contents(clean / "model")
     assert run(["locate", str(broken), *ways(clean)[way]]) == 0
 
@@ -104,6 +104,14 @@ def test_a_mended_copy_goes_elsewhere(clean, broken, way, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["words"] == 1
     assert contents(tmp_path / "new") == contents(clean / "model")
     assert contents(broken) == before
+
+
+def test_another_model_is_not_mixed_with_a_mended_one(clean, broken, tmp_path, capsys):
+    there = save_tiny(tmp_path / "there", "opt", torch.bfloat16)
+    before = contents(there)
+    assert run(["repair", str(broken), *ways(clean)["exact"], "-o", str(there)]) == 2
+    assert "is there already: give an empty folder" in " ".join(capsys.readouterr().err.split())
+    assert contents(there) == before
 
 
 def test_what_cannot_be_told_is_said_and_nothing_is_written(clean, broken, capsys):

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_words import TENSORS, flip, module_of, raw
+from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from aftershock.detect import (
@@ -23,7 +24,7 @@ from aftershock.detect import (
     syndromes,
     take_fingerprint,
 )
-from aftershock.detect.saved import _NO_DIGEST, _own_digest
+from aftershock.detect.saved import _NO_DIGEST, _own_digest, _Record
 from aftershock.errors import InputError
 from aftershock.models import file_words, live_words, load
 from demo_model import SPEC, needs_demo_model
@@ -189,11 +190,19 @@ def sealed_again(data: bytes, old: bytes, new: bytes, key: bytes | None = None) 
     return bare.replace(_NO_DIGEST.encode(), _own_digest(bare, key).encode(), 1)
 
 
-def test_a_newer_version(tmp_path, written):
-    newer = sealed_again(written.read_bytes(), b'"version":"1"', b'"version":"2"')
-    (tmp_path / "newer.fp").write_bytes(newer)
-    with pytest.raises(InputError, match=r"was made by a newer aftershock \(its format 2\): update"):
-        load_fingerprint(tmp_path / "newer.fp")
+@pytest.mark.parametrize(
+    ("version", "sentence"),
+    [
+        (b'"version":"3"', r"was made by a newer aftershock \(its format 3\): update"),
+        (b'"version":"1"', r"was made by an older aftershock \(its format 1\)"),
+        (b'"version":"x"', "tells no version"),
+        (b'"versiom":"2"', "tells no version"),
+    ],
+)
+def test_another_version(tmp_path, written, version, sentence):
+    (tmp_path / "other.fp").write_bytes(sealed_again(written.read_bytes(), b'"version":"2"', version))
+    with pytest.raises(InputError, match=sentence):
+        load_fingerprint(tmp_path / "other.fp")
 
 
 def test_a_record_that_contradicts_the_numbers(tmp_path, written):
@@ -250,6 +259,45 @@ def test_places_that_can_not_be_written(tmp_path, written):
         with pytest.raises(InputError, match="can't be written"):
             save_fingerprint(fingerprint, path)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_other_files_are_not_replaced(tmp_path, written):
+    fingerprint = load_fingerprint(written)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="is there already and is no fingerprint"):
+        save_fingerprint(fingerprint, tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+GOOD = {"name": "weight", "format": "I8", "shape": [8], "size": 8, "rows": 3, "columns": 3, "width": 1}
+
+
+@pytest.mark.parametrize(
+    ("tensor", "extent", "file"),
+    [
+        ({"size": 10}, {}, "x"),
+        ({"size": -1}, {}, "x"),
+        ({"width": 8}, {}, "x"),
+        ({}, {"file": "y"}, "x"),
+        ({}, {"offset": -1}, "x"),
+        ({}, {"size": -1}, "x"),
+        ({}, {"file": "../x"}, "../x"),
+    ],
+)
+def test_records_that_make_no_sense(tensor, extent, file):
+    def record(tensor, extent, file):
+        extents = [{"file": "x", "offset": 0, "size": 8, **extent}]
+        files = {file: {"size": 8, "digest": "0" * 64}}
+        return {
+            "profile": "exact",
+            "kind": "files",
+            "files": files,
+            "tensors": [{**GOOD, **tensor, "extents": extents}],
+        }
+
+    assert _Record.model_validate(record({}, {}, "x")).tensors[0].size == 8
+    with pytest.raises(ValidationError):
+        _Record.model_validate(record(tensor, extent, file))
 
 
 def test_two_shards_and_their_settings(tmp_path):

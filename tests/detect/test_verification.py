@@ -44,7 +44,8 @@ def test_files_that_are_as_they_were(folder, key):
     found = verify(words, take_fingerprint(words, key=key), key)
     assert found.clean
     assert (found.differing, found.reshaped, found.resized, found.missing, found.extra) == ((), (), (), (), ())
-    assert (found.checked, found.bytes) == (len(words.tensors), sum(words.files.values()))
+    assert (found.headers, found.settings, found.bytes) == (1, 4, sum(words.files.values()))
+    assert found.checked == len(words.tensors) - 5
 
 
 @pytest.mark.parametrize("key", [None, KEY])
@@ -87,7 +88,7 @@ def test_a_shard_that_is_gone(tmp_path):
     assert found.missing[0] == shard
     lost = {tensor.name for tensor in words.tensors if tensor.extents[0].file == shard}
     assert set(found.missing) == {shard, *lost}
-    assert found.checked == len(words.tensors) - len(lost)
+    assert found.checked + found.headers + found.settings == len(words.tensors) - len(lost)
 
 
 def headers() -> list:
@@ -124,14 +125,30 @@ def test_a_broken_gguf_table_does_not_hinder(tmp_path, place):
     assert found.differing == ("tiny.gguf: header",)
 
 
+def test_a_table_that_lists_fewer_tensors_does_not_hinder(tmp_path):
+    """One bit of the number of tensors: the table can be read, and is not taken for another model's."""
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    fingerprint = take_fingerprint(file_words(str(path)))
+    data = bytearray(path.read_bytes())
+    data[8] &= ~16
+    path.write_bytes(data)
+    few, known = file_words(str(path)).tensors, fingerprint.tensors
+    assert 2 * len(few) < len(known)
+    assert checked(path, fingerprint).differing == ("tiny.gguf: header",)
+
+
 def test_a_file_of_another_name(tmp_path):
     """Even where the file of the fingerprint's name is beside it."""
     write_gguf(tmp_path / "tiny.gguf")
     shutil.copy(tmp_path / "tiny.gguf", tmp_path / "copy.gguf")
     fingerprint = take_fingerprint(file_words(str(tmp_path / "tiny.gguf")))
     assert checked(tmp_path / "copy.gguf", fingerprint).clean
-    overwrite(tmp_path / "copy.gguf", -1)
-    assert not checked(tmp_path / "copy.gguf", fingerprint).clean
+    for place in (-1, 8):
+        overwrite(tmp_path / "copy.gguf", place)
+    found = checked(tmp_path / "copy.gguf", fingerprint)
+    assert found.differing[-1] == "copy.gguf: header"
+    assert len(found.differing) == 2
     assert checked(tmp_path / "tiny.gguf", fingerprint).clean
 
 
@@ -160,7 +177,7 @@ def test_a_fingerprint_of_another_model(tmp_path, folder):
     with pytest.raises(InputError, match=r"of another model: 0 of its \d+ tensors are in this one by name and shape"):
         checked(folder, take_fingerprint(file_words(str(other))))
     smaller = live_words(tiny_model("llama", hidden_size=16))
-    with pytest.raises(InputError, match=r"of another model: 2 of its 22 tensors"):
+    with pytest.raises(InputError, match=r"of another model: 0 of its 20 tensors"):
         verify(smaller, take_fingerprint(live_words(tiny_model("llama"))))
 
 
@@ -207,12 +224,12 @@ def test_a_live_tensor_that_changed_is_named(name, key):
 
 
 def test_what_the_checksum_can_not_see_a_key_sees():
-    tensor = torch.zeros(3 * 8192, dtype=torch.uint8)
-    tensor[8192] = 1
+    tensor = torch.zeros(3 * 8128, dtype=torch.uint8)
+    tensor[8128] = 1
     module = module_of(tensor=tensor)
     words = live_words(module)
     plain, keyed = take_fingerprint(words), take_fingerprint(words, key=KEY)
-    module.tensor[8192], module.tensor[0] = 0, 1
+    module.tensor[8128], module.tensor[0] = 0, 1
     assert verify(words, plain).clean
     assert verify(words, keyed, KEY).differing == ("tensor",)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from aftershock.locate.by_text import Branch, Damped, TextLoss
-from aftershock.locate.by_text.branches import FINE, GRID, branches, least, profile, scaled
+from aftershock.locate.by_text import TextLoss
+from aftershock.locate.by_text.branches import FINE, GRID, Branch, Damped, branches, least, profile, scaled
 from aftershock.models import LoadedModel
 from aftershock.numerics import generator, words
 from tiny_models import FAMILIES, tiny_loaded

@@ -98,6 +98,19 @@ def test_a_nan_is_beyond_any_noise(pair):
     assert (found.module, found.channels) == (Q, (4,))
 
 
+@pytest.mark.parametrize("value", [float("nan"), 50.0])
+def test_logits_are_beyond_the_noise_too(value):
+    clean = record(tiny_loaded("gemma2"), PROMPTS)
+    noise = noise_of([noisy(clean, number, 1e-4) for number in range(3)])
+    other = clean.logits.clone()
+    other[2, 3] += 1e-5
+    stored = clean.manifest.logits.stored
+    assert not locate_by_activations(clean, Bundle(clean.manifest, {**clean.tensors, stored: other}), noise).divergent
+    other[2, 3] = value
+    found = locate_by_activations(clean, Bundle(clean.manifest, {**clean.tensors, stored: other}), noise)
+    assert (found.place, found.tensors) == ("logits", ())
+
+
 def test_noise_takes_three_recordings(pair):
     with pytest.raises(InputError, match="three clean bundles at least, here are 2"):
         noise_of([pair[0]] * 2)

@@ -126,7 +126,10 @@ def test_a_live_module_is_compared_with_its_file(clean):
     assert locate_by_words(words, words).equal  # NaN is equal to itself
 
 
-def test_of_many_differing_words_the_first_are_listed():
+@pytest.mark.parametrize("part", [1 << 26, 30_000])
+def test_of_many_differing_words_the_first_are_listed(monkeypatch, part):
+    """However many parts the tensor is read in."""
+    monkeypatch.setattr("aftershock.models.words._PART", part)
     one, other = torch.nn.Linear(200, 200, bias=False), torch.nn.Linear(200, 200, bias=False)
     with torch.no_grad():
         one.weight.fill_(1)
@@ -141,6 +144,32 @@ def test_of_many_differing_words_the_first_are_listed():
 def test_models_without_a_common_tensor_are_refused():
     with pytest.raises(InputError, match="different models"):
         locate_by_words(live_words(torch.nn.Linear(2, 2)), live_words(torch.nn.Sequential(torch.nn.Linear(2, 2))))
+
+
+def test_tensors_that_are_all_of_other_shapes_are_another_models():
+    one, other = live_words(torch.nn.Linear(2, 3)), live_words(torch.nn.Linear(4, 5))
+    with pytest.raises(InputError, match="no tensor that both have is alike in shape and type"):
+        locate_by_words(one, other)
+    one, other = (live_words(torch.nn.Linear(2, width, bias=False)) for width in (3, 4))
+    assert locate_by_words(one, other).reshaped == ("weight",)
+
+
+def test_a_shard_that_was_added_is_extra(clean, suspect):
+    save_file({"more": torch.ones(3)}, suspect / "more.safetensors")
+    reference = file_words(str(clean))
+    comparison = locate_by_words(suspect_words(str(suspect), reference), reference)
+    assert comparison.extra == ("more", "more.safetensors: header")
+
+
+def test_a_folder_of_two_models_is_refused(tmp_path):
+    """One of two tensors of a name would be compared, and the other be called clean."""
+    save_file({"weight": torch.ones(4)}, tmp_path / "model.safetensors")
+    one = file_words(str(tmp_path / "model.safetensors"))
+    shutil.copy(tmp_path / "model.safetensors", tmp_path / "zz.safetensors")
+    both = file_words(str(tmp_path))
+    for suspect, reference in ((both, one), (one, both)):
+        with pytest.raises(InputError, match="both hold a tensor weight"):
+            locate_by_words(suspect, reference)
 
 
 def test_empty_tensors_are_equal():

@@ -6,7 +6,7 @@ from flipped import DTYPES, as_read, equal, flip, flip_randomly, integers, one_t
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aftershock.detect import PRIME, blocks_of, correctable, syndromes
+from aftershock.detect import PRIME, Syndromes, blocks_of, correctable, syndromes
 from aftershock.locate import Ambiguous, Restored, WordChanges, decode
 from aftershock.locate.decoding import solve
 from aftershock.numerics import generator
@@ -64,6 +64,40 @@ def test_an_odd_last_byte_is_found():
     assert found.clean.tolist() == [before & 255]
 
 
+def test_what_fills_up_the_last_word_cannot_have_changed():
+    """The highest bits of the last 16-bit word are none of the tensor's."""
+    words = one_tensor((35,), torch.int8)
+    (tensor,) = words.tensors
+    integers(words).view(-1)[-1] = 7
+    now = syndromes(words, tensor)
+    last = torch.tensor([pow(18, k, PRIME) for k in range(2 * correctable(tensor))])
+    own, beyond = (Syndromes((now.values + more * last) % PRIME) for more in (1, 256))
+    found = decode(now, own, tensor, reader(words, tensor))
+    assert (found.rows.tolist(), found.columns.tolist(), found.clean.tolist()) == ([5], [4], [8])
+    found = decode(now, beyond, tensor, reader(words, tensor))
+    assert isinstance(found, Ambiguous)
+    assert found.rows == (5,)
+
+
+@pytest.mark.parametrize(("held", "more"), [(7, -8), (-1, 1)])
+def test_a_word_that_would_leave_its_range_cannot_have_changed(held, more):
+    words = one_tensor((66, 66), torch.bfloat16)
+    (tensor,) = words.tensors
+    integers(words)[3, 4] = held
+    now = syndromes(words, tensor)
+    powers = torch.tensor([pow(3 * 66 + 4 + 1, k, PRIME) for k in range(2 * correctable(tensor))])
+    found = decode(now, Syndromes((now.values + more * powers) % PRIME), tensor, reader(words, tensor))
+    assert isinstance(found, Ambiguous)
+    assert found.rows == (3,)
+
+
+def test_rows_that_are_named_are_the_tensors_own():
+    words = one_tensor((9,), torch.int8)
+    found = decoded(words, lambda words: flip_randomly(words, 9, 0))
+    assert isinstance(found, Ambiguous)
+    assert found.rows == (0, 1, 2)
+
+
 def test_both_halves_of_a_32_bit_word_are_one_change():
     words = one_tensor((70, 70), torch.float32)
 
@@ -100,8 +134,7 @@ def test_decoding_any_sparse_errors(data):
     t = data.draw(st.integers(1, 32))
     places = data.draw(st.lists(st.integers(0, length - 1), max_size=min(t, length), unique=True))
     errors = {place: data.draw(st.integers(-65535, 65535).filter(bool)) for place in places}
-    values = [sum(delta * pow(place + 1, k, PRIME) for place, delta in errors.items()) % PRIME for k in range(2 * t)]
-    found = solve(values, length)
+    found = solve(sums_of(errors, 2 * t), length)
     if not errors:
         assert found is None
     else:
@@ -115,6 +148,33 @@ def test_syndromes_of_nothing_are_refused(data):
     t = data.draw(st.integers(1, 32))
     draws = generator(data.draw(st.integers(0, 2**32)), 0, "syndromes")
     assert solve([int(value) for value in draws.integers(0, PRIME, 2 * t)], 2000) is None
+
+
+def sums_of(errors, count):
+    """Syndromes 0 .. count - 1 of changes by place."""
+    return [sum(delta * pow(place + 1, k, PRIME) for place, delta in errors.items()) % PRIME for k in range(count)]
+
+
+@pytest.mark.parametrize("delta", [65_535, -65_535, 65_536, -65_536, 1 << 30])
+def test_no_word_changes_by_more_than_16_bits(delta):
+    found = solve(sums_of({30: delta, 7: 1}, 8), 100)
+    if abs(delta) < 1 << 16:
+        assert (found.places.tolist(), found.deltas.tolist()) == ([7, 30], [1, delta])
+    else:
+        assert found is None
+
+
+def test_a_recurrence_that_no_words_make_is_refused():
+    """The first sum alone is another: as if a word at no place, whose powers are 1, 0, 0, ..., had changed."""
+    first, *others = sums_of({9: 4}, 8)
+    assert solve([first + 1, *others], 100) is None
+
+
+def test_more_words_than_can_be_told_apart_are_refused():
+    """Three words that the recurrence of four sums happens to tell; others would make the same four."""
+    errors = {60_203: 19_945, 58_358: -19_576, 79_041: -123}
+    assert solve(sums_of(errors, 4), 100_000) is None
+    assert solve(sums_of(errors, 6), 100_000).places.tolist() == sorted(errors)
 
 
 def test_more_changes_than_promised_are_refused():

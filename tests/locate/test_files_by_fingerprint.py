@@ -100,6 +100,7 @@ def test_a_copy_of_another_name_is_repaired(tmp_path):
     located = locate_by_fingerprint(broken, fingerprint)
     assert len(located.changes) == 2
     assert {word.file for changes in located.changes for word in describe(changes)} == {"copy.gguf"}
+    assert located.changes[-1].tensor.name == "copy.gguf: header"
     done = repair_files(broken, located, clean_digests(broken, fingerprint))
     assert done.files == (copy,)
     assert copy.read_bytes() == clean

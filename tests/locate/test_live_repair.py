@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from aftershock.detect import take_fingerprint
-from aftershock.errors import InputError
-from aftershock.locate import Located, locate_by_words, repair_module, word_changes
+from aftershock.errors import ContractError, InputError
+from aftershock.locate import Located, live_repair, locate_by_words, repair_module, word_changes
 from aftershock.models import live_words
 from tiny_models import tiny_model
 
@@ -82,6 +82,24 @@ def test_live_repair_is_proved_and_undone_where_it_fails(key):
     assert all(torch.equal(parameter, before[name]) for name, parameter in module.named_parameters())
     repair_module(module, locate_by_words(words, reference).located, fingerprint, key)
     assert locate_by_words(words, reference).equal
+
+
+def test_words_that_do_not_read_back_leave_all_as_it_was(monkeypatch):
+    module = tiny_model("llama", torch.bfloat16)
+    reference, words = live_words(tiny_model("llama", torch.bfloat16)), live_words(module)
+    weight, norm = module.get_parameter(UP).view(torch.int16), module.model.norm.weight.view(torch.int16)
+    weight[3, 4] ^= 1 << 14
+    norm[1] ^= 1
+    located = locate_by_words(words, reference).located
+    assert [changes.tensor.name for changes in located.changes] == [UP, "model.norm.weight"]
+    before = {name: parameter.clone() for name, parameter in module.named_parameters()}
+    flip, stuck = live_repair._flip, module.model.norm.weight
+    monkeypatch.setattr(
+        live_repair, "_flip", lambda tensor, changes: None if tensor is stuck else flip(tensor, changes)
+    )
+    with pytest.raises(ContractError, match=r"words of model\.norm\.weight do not read back"):
+        repair_module(module, located)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in module.named_parameters())
 
 
 def test_scalars_are_put_back():

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aftershock.detect import LineSums, differences, line_sums, multipliers
-from aftershock.locate import Ambiguous, Restored, WordChanges, peel
+from aftershock.locate import Ambiguous, Restored, WordChanges, peel, peeling
+from aftershock.models import TensorWords
 
 
 def peeled(words, corrupt):
@@ -104,6 +105,30 @@ def test_sign_bits_that_cancel_are_found():
     assert peeled(words, corrupt).columns.tolist() == [7, 30]
 
 
+@pytest.mark.parametrize("real", [0, 1])
+def test_a_pair_is_taken_where_it_is_the_only_one_that_fits(real):
+    """Row 5 has the same sums whichever of two pairs changed: it waits until the other rows tell."""
+    pairs = {(8, 20): (-206_059, -1_030_503), (40, 64): (-1_039_403, -197_159)}
+    weights = [int(number) for number in multipliers(65)]
+    sums = [
+        (sum(deltas), sum(weights[column] * delta for column, delta in zip(columns, deltas, strict=True)) % 2**64)
+        for columns, deltas in pairs.items()
+    ]
+    assert sums[0] == sums[1]
+    columns, deltas = list(pairs.items())[real]
+
+    def corrupt(words):
+        add(words, [5], columns, deltas)
+        add(words, [30, 31], (8, 20), [1, 2, 3, 4])
+        add(words, [40, 41, 42], (40, 64), [5, 6, 7, 8, 9, 10])
+
+    words = one_tensor((70, 65), torch.float32)
+    integers(words)[:] = 20
+    found = peeled(words, corrupt)
+    assert isinstance(found, WordChanges)
+    assert found.columns[found.rows == 5].tolist() == list(columns)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("deltas", [(5,) * 9, (1, -2, 1, -2, 4, -2, 1, -2, 1), tuple(range(1, 10))])
 def test_three_by_three_is_ambiguous_and_names_its_lines(dtype, deltas):
@@ -118,20 +143,69 @@ def test_three_by_three_is_ambiguous_and_names_its_lines(dtype, deltas):
     assert "share rows and columns" in found.why
 
 
+def sums_of(tensor, deltas):
+    """What changes by row and column add to the sums of a tensor."""
+    rows, columns = torch.zeros(tensor.rows, 2).long(), torch.zeros(tensor.columns, 2).long()
+    by_row, by_column = multipliers(tensor.rows), multipliers(tensor.columns)
+    for (row, column), delta in deltas.items():
+        rows[row] += torch.stack([torch.tensor(delta), by_column[column] * delta])
+        columns[column] += torch.stack([torch.tensor(delta), by_row[row] * delta])
+    return LineSums(rows, columns)
+
+
 def test_what_fills_up_the_last_row_is_no_candidate():
     """The only words of the last row that can have changed are the tensor's own."""
     words = one_tensor((1, 11), torch.bfloat16)
     (tensor,) = words.tensors
     assert (tensor.rows, tensor.columns, tensor.filled) == (3, 4, 11)
-    whole = torch.zeros(3, 4, dtype=torch.int64)
-    whole[2, 3] = 1  # as sums would be, had the word that is not there changed
-    lie = LineSums(
-        torch.stack([whole.sum(1), (whole * multipliers(4)).sum(1)], 1),
-        torch.stack([whole.sum(0), (whole * multipliers(3)[:, None]).sum(0)], 1),
-    )
-    found = peel(lie, tensor, reader(words, tensor))
+    found = peel(sums_of(tensor, {(2, 3): 1}), tensor, reader(words, tensor))
     assert isinstance(found, Ambiguous)
     assert (found.rows, found.columns) == ((2,), (3,))
+
+
+@pytest.mark.parametrize(("delta", "can_be"), [(-107, True), (148, True), (-108, False), (149, False), (256, False)])
+def test_a_change_leaves_a_word_of_the_tensors_width(delta, can_be):
+    words = one_tensor((70, 65), torch.int8)
+    (tensor,) = words.tensors
+    integers(words)[4, 7] = 20
+    found = peel(sums_of(tensor, {(4, 7): delta}), tensor, reader(words, tensor))
+    assert isinstance(found, WordChanges) == can_be
+    if can_be:
+        assert found.clean.tolist() == [20 - delta & 255]
+
+
+ALIKE = 45_887, 67_140
+"""Two columns whose multipliers have the same lowest 34 bits."""
+
+
+def wide():
+    """A tensor of two rows and so many columns, and words that are all zero."""
+    assert (multipliers(ALIKE[1] + 1)[list(ALIKE)] % 2**34).unique().numel() == 1
+    tensor = TensorWords("weight", "float32", (2, ALIKE[1] + 1), 8 * (ALIKE[1] + 1), 2, ALIKE[1] + 1, 4)
+    return tensor, lambda rows, _columns: np.zeros(len(rows), np.int64)
+
+
+@pytest.mark.parametrize("column", ALIKE)
+def test_a_single_word_is_taken_where_it_is_the_only_one_that_fits(column):
+    """By its row a sign bit may be that of either column; the columns tell."""
+    tensor, zeros = wide()
+    (other,) = {*ALIKE} - {column}
+    found = peel(sums_of(tensor, {(0, column): 1 << 31, (1, other): 1 << 31}), tensor, zeros)
+    assert isinstance(found, WordChanges)
+    assert (found.rows.tolist(), found.columns.tolist()) == ([0, 1], [column, other])
+
+
+SQUARE = ((0, 0), (0, 1), (1, 0), (1, 1))
+
+
+@pytest.mark.parametrize("at_once", [1 << 20, 1])
+@pytest.mark.parametrize(("squares", "found"), [(32, True), (33, False)])
+def test_pairs_are_looked_for_among_64_places_of_a_line(monkeypatch, squares, found, at_once):
+    """However many of them are looked at in one go."""
+    monkeypatch.setattr(peeling, "_AT_ONCE", at_once)
+    places = [(2 * square + row, 2 * square + column) for square in range(squares) for row, column in SQUARE]
+    changes = peeled(one_tensor((70, 80), torch.bfloat16), lambda words: flip(words, places, 3))
+    assert isinstance(changes, WordChanges) == found
 
 
 @settings(max_examples=60, deadline=None)

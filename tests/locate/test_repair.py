@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from flipped import flip_byte, flip_word
@@ -15,12 +16,14 @@ from aftershock.locate import (
     Ambiguous,
     Located,
     locate_by_words,
+    patch_files,
     repair_files,
     repair_module,
     restore_files,
     suspect_words,
+    word_changes,
 )
-from aftershock.models import file_words
+from aftershock.models import Extent, FileWords, TensorWords, file_words
 from tiny_gguf import write_gguf
 from tiny_models import save_tiny, tiny_model
 
@@ -58,6 +61,12 @@ def found(folder, clean):
     return words, locate_by_words(words, reference), reference
 
 
+def found_in_full(folder, clean):
+    """The same, the suspect read as its own table tells."""
+    words, reference = file_words(str(folder)), file_words(str(clean))
+    return words, locate_by_words(words, reference), reference
+
+
 def test_files_are_repaired_in_place(clean, broken):
     words, comparison, _ = found(broken, clean)
     untouched = (broken / "tokenizer.json").stat()
@@ -86,6 +95,37 @@ def test_the_reference_mends_whatever_differs(clean, broken):
     repaired = restore_files(words, comparison, reference)
     assert contents(broken) == contents(clean)
     assert repaired.words == sum(comparison.differing.values())
+
+
+def test_a_word_of_every_tensor_makes_no_other_model(clean, broken):
+    words = file_words(str(broken))
+    for tensor in words.tensors:
+        if tensor.is_tensor:
+            flip_word(words, tensor.name, 0, 0, 0)
+    restore_files(*found_in_full(broken, clean))
+    assert contents(broken) == contents(clean)
+
+
+def test_a_table_that_tells_of_other_tensors_is_not_restored(clean, broken):
+    path = broken / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b"model.norm.weight", b"model.norm.weighu", 1))
+    before = contents(broken)
+    with pytest.raises(InputError, match="other tensors or other files"):
+        restore_files(*found_in_full(broken, clean))
+    assert contents(broken) == before
+
+
+def test_the_models_own_folder_by_another_name_is_mended_in_place(clean, broken):
+    words, comparison, _ = found(broken, clean)
+    repaired = repair_files(words, comparison.located, digests(clean), broken / ".." / broken.name)
+    assert {path.name for path in repaired.files} == {"config.json", "model.safetensors"}
+
+
+def test_empty_files_go_into_another_folder_too(broken, tmp_path):
+    (broken / "merges.txt").touch()
+    repaired = patch_files(file_words(str(broken)), Located((), ()), tmp_path / "copy")
+    assert contents(tmp_path / "copy") == contents(broken)
+    assert repaired.words == 0
 
 
 def test_a_link_stays_a_link_and_modes_stay(clean, tmp_path):
@@ -168,6 +208,16 @@ def test_a_file_that_is_not_clean_after_repair_is_not_replaced(clean, broken):
     with pytest.raises(InputError, match=r"model\.safetensors with the words put back is still not the clean file"):
         repair_files(words, comparison.located, digests(clean))
     assert contents(broken) == before
+
+
+def test_nothing_behind_a_tensor_is_written(tmp_path):
+    """The last word of a tensor of an odd size is one byte of the file."""
+    (tmp_path / "x").write_bytes(bytes(range(1, 9)))
+    tensor = TensorWords("odd", "I8", (3,), 3, 1, 2, 2, (Extent("x", 1, 3),))
+    words = FileWords(tmp_path, {"x": 8}, (tensor,))
+    changes = word_changes(tensor, np.array([0]), np.array([1]), np.array([4]), np.array([9]))
+    patch_files(words, Located((changes,), ()))
+    assert (tmp_path / "x").read_bytes() == bytes([1, 2, 3, 9, 5, 6, 7, 8])
 
 
 def test_ambiguous_tensors_are_refused(clean, broken):

@@ -1,15 +1,19 @@
 """Searches with nothing but a model and some text: in a tiny model that knows its text, and in the demo model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from aftershock.locate.by_text import LAST, Branch, Damped, Found, Search, Suspect, Tried, search, text_rows
-from aftershock.locate.by_text.search import CONVINCING
+from aftershock.locate import TextVerdict, locate_by_text, mend_by_text
+from aftershock.locate.by_text import Search, search, text_rows
+from aftershock.locate.by_text.branches import Branch, Damped
+from aftershock.locate.by_text.search import CONVINCING, Found, Tried
+from aftershock.locate.by_text.suspects import Suspect
+from aftershock.locate.by_text.text_loss import LAST
 from aftershock.models import LoadedModel, load, model_hash
 from demo_model import SPEC, needs_demo_model
 from learnt_model import TEXT, learnt, learnt_weights
@@ -76,7 +80,7 @@ def test_a_flipped_top_exponent_bit_is_found(
     assert found.flips[0].gain > 1
     assert torch.equal(found.after, Search(model, rows_of(model)).text.refresh())
     assert model_hash(model.module) == healthy
-    one.undo(found)
+    one.undo()
     assert model_hash(model.module) == broken
 
 
@@ -110,7 +114,42 @@ def test_several_flips_are_found_and_undone_in_turn(weights: dict[str, torch.Ten
     assert set(found.layers[:2]) == {0, 1}
     assert model_hash(model.module) == healthy
     assert sum(each.gain for each in found.flips) == pytest.approx(float((found.before - found.after).mean()))
-    one.undo(found)
+    one.undo()
+    assert model_hash(model.module) == broken
+
+
+def test_a_rejected_flip_leaves_no_trace(weights: dict[str, torch.Tensor]) -> None:
+    """Two flips that claim more than they bring, beside one that is true: what is tried next meets the mended model."""
+    model = learnt(weights)
+    healthy = model_hash(model.module)
+    one = Search(model, rows_of(model))
+    strike(one, [(DOWN, 777, 14)])
+    base = one.text.refresh()
+    claims = [Tried(Suspect(name, 5, 13, 0.0, 0.0), torch.full((12,), 3.0)) for name in (NORM, Q)]
+    kept = one._keep([one._try(Suspect(DOWN, 777, 14, 0.0, 9.0), base), *claims], base)
+    assert [each.suspect.place for each in kept] == [777]
+    assert model_hash(model.module) == healthy
+    assert torch.equal(one.text.after_flip(LAST), Search(model, rows_of(model)).text.refresh())
+
+
+@pytest.mark.parametrize("search_by_text", [locate_by_text, mend_by_text])
+def test_a_search_that_does_not_end_leaves_the_model_as_it_came(
+    weights: dict[str, torch.Tensor], search_by_text: Callable[..., TextVerdict]
+) -> None:
+    model = learnt(weights)
+    for name, place in ((DOWN, 777), (Q, 77)):
+        model.module.get_parameter(name).detach().view(-1).view(torch.int16)[place] ^= 1 << 14
+    broken = model_hash(model.module)
+    seen = []
+
+    def stop(message: str) -> None:
+        seen.append(model_hash(model.module))
+        if seen[-1] != broken:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search_by_text(model, TEXT, 12, 64, stop)
+    assert len(set(seen)) == 2
     assert model_hash(model.module) == broken
 
 
@@ -121,7 +160,7 @@ def test_flips_that_hide_each_other_are_found(weights: dict[str, torch.Tensor]) 
     strike(one, flips)
     found = one.run()
     assert sorted(flips_of(found)) == sorted(flips)
-    one.undo(found)
+    one.undo()
 
 
 def test_passes_are_those_of_one_search(weights: dict[str, torch.Tensor]) -> None:
@@ -160,7 +199,7 @@ def test_a_flip_in_the_demo_model_is_found(monkeypatch: pytest.MonkeyPatch) -> N
     assert float(found.after.mean()) < float(found.before.mean()) - 1
     assert [each for each in flips_of(found) if each[0] == flip[0]] == [flip]
     assert torch.equal(weight, healthy)
-    one.undo(found)
+    one.undo()
     assert torch.equal(weight.view(torch.int16), broken.view(torch.int16))
 
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from aftershock.locate.by_text import LAST, PlainWords, Suspect, layer_of
+from aftershock.locate.by_text import PlainWords, layer_of
 from aftershock.locate.by_text.plausible import exponents, exponents_in_use
-from aftershock.locate.by_text.suspects import LEAST_GAIN, MARGIN
+from aftershock.locate.by_text.suspects import LEAST_GAIN, MARGIN, Suspect
+from aftershock.locate.by_text.text_loss import LAST
 from aftershock.locate.by_text.words import words_in_use
 from aftershock.models import LoadedModel
 from aftershock.numerics import FORMATS, NumberFormat, generator, words

@@ -8,7 +8,8 @@ import torch
 from tokenizers.processors import TemplateProcessing
 
 from aftershock.errors import InputError
-from aftershock.locate.by_text import LAST, TextLoss, text_loss, text_rows
+from aftershock.locate.by_text import TextLoss, text_loss, text_rows
+from aftershock.locate.by_text.text_loss import LAST
 from aftershock.models import LoadedModel
 from aftershock.numerics import generator
 from tiny_models import FAMILIES, tiny_loaded

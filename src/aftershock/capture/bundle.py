@@ -11,12 +11,19 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from aftershock.capture.manifest import BUNDLE_VERSION, FORMAT, Manifest, Record, Stored
+from aftershock.capture.entries import Record, Stored
+from aftershock.capture.manifest import BUNDLE_VERSION, FORMAT, Manifest
 from aftershock.errors import InputError
 
 MANIFEST = "manifest.json"
 
-DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+}
 """Types that a bundle's tensors may have, by the names of safetensors."""
 
 

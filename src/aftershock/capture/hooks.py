@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from transformers.pytorch_utils import Conv1D
 
-from aftershock.capture.manifest import Operation, Parameter
+from aftershock.capture.entries import Operation, Parameter
 from aftershock.errors import InputError
 from aftershock.models import LoadedModel, OutputSite, output_tensor
 

@@ -1,157 +1,39 @@
-"""What a bundle says of itself: the schema of `manifest.json`.
+"""What a bundle says of itself: the schema of `manifest.json`."""
 
-Keys that a reader doesn't know are ignored, so that an engine may add its own; whatever changes the meaning of a known
-key raises the version.
-"""
-
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from aftershock.capture.entries import Engine, Entry, Logits, Record, Request, Stored, Weight
 
 FORMAT: Literal["aftershock-bundle"] = "aftershock-bundle"
 
-BUNDLE_VERSION = 1
-
-Operation = Literal["linear", "embedding", "norm", "other"]
-"""How an output follows from input and tensors: `linear` weight x input + bias; `embedding` rows of a table; `norm` the
-normalised input times the weight, channel by channel, plus bias; `other` in no way that is used."""
-
-Span = Literal["all", "last"]
-"""Tokens that a tensor has: all of them, or the last one of each request."""
-
-
-class Entry(BaseModel):
-    """Base of all entries: frozen, unknown keys ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Stored(Entry):
-    """Where a tensor lies: a safetensors file of the bundle's folder, and the key in it. `dtype` is the name that
-    safetensors has for its type (`F32`, `F16`, `BF16`, `I64`)."""
-
-    file: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors$")
-    key: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
-class Share(Entry):
-    """The channels of an output that belong to one component: i where `offset <= i % period < offset + length`."""
-
-    component: str
-    offset: int = Field(ge=0)
-    length: int = Field(ge=1)
-    period: int = Field(ge=1)
-
-
-class Parameter(Entry):
-    """A stored tensor that an output is made from. `output_dim` is the axis of a linear weight along which its output
-    channels lie; `modules` are all that hold the tensor, several where it is tied."""
-
-    name: str
-    shape: tuple[int, ...]
-    role: Literal["weight", "bias", "other"]
-    output_dim: Literal[0, 1] = 0
-    modules: tuple[str, ...] = ()
-
-
-class Record(Entry):
-    """One module's call: its output, and its input where it has tensors of its own.
-
-    Tensors have shape (tokens, channels) or (tokens, heads, channels): no padding, no batch axis, the requests' tokens
-    one request after another. The input of an embedding is int64, shape (tokens,): the rows of the table.
-    """
-
-    module: str
-    layer: int | None = None
-    operation: Operation = "other"
-    shares: tuple[Share, ...] = ()
-    parameters: tuple[Parameter, ...] = ()
-    span: Span = "all"
-    output: Stored
-    input: Stored | None = None
-
-    @model_validator(mode="after")
-    def _shapes_fit(self) -> Self:
-        shapes = [self.output.shape] + ([] if self.input is None else [self.input.shape])
-        if any(not shape or 0 in shape for shape in shapes) or len(self.output.shape) < 2:
-            raise ValueError(f"record {self.module}: tensors of shapes {shapes} are no tokens x channels")
-        looks_up = self.operation == "embedding"
-        if self.output.dtype == "I64" or (self.input is not None and (self.input.dtype == "I64") != looks_up):
-            raise ValueError(f"record {self.module}: only the input of an embedding is I64, and always")
-        if self.operation in ("linear", "norm") and len({shape[:-1] for shape in shapes}) > 1:
-            raise ValueError(f"record {self.module}: input and output of shapes {shapes} are not of the same tokens")
-        if looks_up and any(len(shape) != length for shape, length in zip(shapes, (2, 1), strict=False)):
-            raise ValueError(f"record {self.module}: an embedding takes (tokens,) to (tokens, channels), not {shapes}")
-        for parameter in self.parameters:
-            if parameter.role != "other" and (wrong := self._misfit(parameter)):
-                raise ValueError(f"record {self.module}: {parameter.name} of shape {parameter.shape} {wrong}")
-        return self
-
-    def _misfit(self, parameter: Parameter) -> str | None:
-        """Why the tensor can't be what it is said to be, None where it can."""
-        shape, channels = parameter.shape, self.output.shape[-1]
-        if self.operation == "other":
-            return None
-        if parameter.role == "bias" or self.operation == "norm":
-            return None if shape == (channels,) else f"has not one value for each of {channels} channels"
-        if len(shape) != 2:
-            return "is no matrix"
-        if self.operation == "embedding":
-            return None if shape[1] == channels else f"has not {channels} columns, as the output"
-        if shape[parameter.output_dim] != channels:
-            return f"has not {channels} output channels along axis {parameter.output_dim}"
-        if self.input is not None and shape[1 - parameter.output_dim] != self.input.shape[-1]:
-            return f"does not take inputs of {self.input.shape[-1]} channels"
-        return None
-
-
-class Request(Entry):
-    """One prompt: the tokens fed with their positions, and those sampled by the engine, if any."""
-
-    id: str
-    tokens: tuple[int, ...] = Field(min_length=1)
-    positions: tuple[int, ...]
-    sampled: tuple[int, ...] = ()
-
-    @model_validator(mode="after")
-    def _one_position_a_token(self) -> Self:
-        if len(self.positions) != len(self.tokens):
-            raise ValueError(f"request {self.id} has {len(self.tokens)} tokens and {len(self.positions)} positions")
-        if min(*self.tokens, *self.positions, 0) < 0:
-            raise ValueError(f"request {self.id} has a negative token or position")
-        return self
-
-
-class Engine(Entry):
-    """What ran the model."""
-
-    name: str
-    version: str
-
-
-class Logits(Entry):
-    """The logits, shape (tokens, vocabulary), before any sampling."""
-
-    span: Span = "all"
-    stored: Stored
+BUNDLE_VERSION = 2
 
 
 class Manifest(Entry):
-    """A whole bundle: what ran, on what, and what it gave. `records` are in the order in which the calls ended."""
+    """A whole bundle: what ran, on what, and what it gave.
+
+    `records` are in the order in which the calls ended, `passes` the numbers of the tokens of each pass. `rows` are
+    the lists that spans name. A bundle that is not `complete` ends where its engine failed.
+    """
 
     format: Literal["aftershock-bundle"] = FORMAT
     version: int = Field(default=BUNDLE_VERSION, ge=1)
     engine: Engine
     model: str
     dtype: str
-    settings: dict[str, Any] = {}
+    settings: dict[str, Any] = Field(default_factory=dict)
+    complete: bool = True
     requests: tuple[Request, ...] = Field(min_length=1)
+    rows: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    passes: tuple[tuple[int, ...], ...] = ()
     records: tuple[Record, ...]
     logits: Logits | None = None
+    weights: tuple[Weight, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -168,7 +50,20 @@ class Manifest(Entry):
         """Every tensor, once, in the order of the records."""
         return tuple(dict.fromkeys(tensor for tensor, _ in self._spans()))
 
-    def _spans(self) -> Iterator[tuple[Stored, Span]]:
+    def tokens_of(self, span: str) -> Sequence[int]:
+        """Numbers of the tokens that the rows of a tensor with this span are, ascending.
+
+        Raises ValueError for a span that is no list of the manifest.
+        """
+        if span == "all":
+            return range(self.tokens)
+        if span == "last":
+            return [start + len(request.tokens) - 1 for start, request in zip(self.starts, self.requests, strict=True)]
+        if span not in self.rows:
+            raise ValueError(f'span "{span}" is neither "all" nor "last" nor a list of rows')
+        return self.rows[span]
+
+    def _spans(self) -> Iterator[tuple[Stored, str]]:
         for record in self.records:
             yield record.output, record.span
             if record.input is not None:
@@ -177,8 +72,24 @@ class Manifest(Entry):
             yield self.logits.stored, self.logits.span
 
     @model_validator(mode="after")
+    def _rows_are_tokens(self) -> Self:
+        for name, numbers in self.rows.items():
+            if list(numbers) != sorted(set(numbers)) or not all(0 <= number < self.tokens for number in numbers):
+                raise ValueError(f'rows "{name}" are not numbers of the {self.tokens} tokens, ascending')
+        if not all(0 <= number < self.tokens for numbers in self.passes for number in numbers):
+            raise ValueError(f"passes hold numbers of no token: there are {self.tokens}")
+        return self
+
+    @model_validator(mode="after")
+    def _names_are_told_apart(self) -> Self:
+        twice = [name for name, count in Counter(record.name for record in self.records).items() if count > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} has several records: tell them apart by point and call")
+        return self
+
+    @model_validator(mode="after")
     def _every_token_has_a_row(self) -> Self:
-        rows = {"all": self.tokens, "last": len(self.requests)}
+        rows = {span: len(self.tokens_of(span)) for _, span in self._spans()}
         for tensor, span in self._spans():
             if not tensor.shape or tensor.shape[0] != rows[span]:
                 raise ValueError(

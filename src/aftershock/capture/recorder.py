@@ -7,8 +7,9 @@ import torch
 import transformers
 
 from aftershock.capture.bundle import DTYPES, Bundle
+from aftershock.capture.entries import Engine, Logits, Record, Request, Share, Stored
 from aftershock.capture.hooks import Batch, Place, Watched, batches, forward, token_rows, watched, watching
-from aftershock.capture.manifest import Engine, Logits, Manifest, Record, Request, Share, Stored
+from aftershock.capture.manifest import Manifest
 from aftershock.errors import InputError
 from aftershock.models import LoadedModel
 from aftershock.numerics import words

@@ -7,7 +7,7 @@ import traceback
 import typer
 from typer.main import get_command
 
-from aftershock.cli import diff, fingerprint, locate, models, repair, replay, report, study, verify
+from aftershock.cli import capture, diagnose, diff, fingerprint, locate, models, repair, replay, report, study, verify
 from aftershock.errors import ContractError, InputError
 
 EXIT_INTERNAL, EXIT_INPUT, EXIT_CONTRACT, EXIT_INTERRUPTED = 1, 2, 4, 130
@@ -22,6 +22,8 @@ app.command("study")(study.command)
 app.command("report")(report.command)
 app.command("replay")(replay.command)
 app.command("diff")(diff.command)
+app.command("capture")(capture.command)
+app.command("diagnose")(diagnose.command)
 app.command("fingerprint")(fingerprint.command)
 app.command("verify")(verify.command)
 app.command("locate")(locate.command)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from pydantic import BaseModel
 
-from aftershock.cli.output import Json, console, print_json, say
+from aftershock.cli.output import Json, console, counted, print_json, say
 from aftershock.errors import InputError
 
 Key = Annotated[
@@ -24,7 +24,7 @@ class ProfileName(StrEnum):
 
 
 class Taken(BaseModel):
-    """What `fingerprint --json` prints: the file and its size, and the number and bytes of what it is of."""
+    """What `fingerprint --json` prints: the file and its size, and the tensors, files and bytes that it is of."""
 
     path: str
     profile: str
@@ -45,13 +45,14 @@ def command(
     json: Json = False,
 ) -> int:
     """Take the fingerprint of a model's files while they are good."""
-    from aftershock.detect import read_key, save_fingerprint, take_fingerprint
+    from aftershock.detect import check_replaceable, read_key, save_fingerprint, take_fingerprint
     from aftershock.models import file_words
 
     secret = None if key is None else read_key(key)
     words = file_words(model, say)
     if out.resolve() in {(words.folder / name).resolve() for name in words.files}:
         raise InputError(f"{out} is a file of the model itself: give another file to write the fingerprint to (-o)")
+    check_replaceable(out)
     fingerprint = take_fingerprint(words, profile.value, secret, say)
     save_fingerprint(fingerprint, out, secret)
     taken = Taken(
@@ -59,7 +60,7 @@ def command(
         profile=fingerprint.profile,
         keyed=fingerprint.keyed,
         size=out.stat().st_size,
-        tensors=len(fingerprint.tensors),
+        tensors=sum(one.tensor.is_tensor for one in fingerprint.tensors),
         files=len(fingerprint.files),
         bytes=sum(file.size for file in fingerprint.files.values()),
     )
@@ -67,7 +68,7 @@ def command(
         print_json(taken)
     else:
         console.print(
-            f"{out}: {profile.value} fingerprint of {taken.files} files, {taken.bytes / 1e6:,.1f} MB; "
+            f"{out}: {profile.value} fingerprint of {counted(taken.files, 'file')}, {taken.bytes / 1e6:,.1f} MB; "
             f"{taken.size / 1e6:,.2f} MB, {100 * taken.size / taken.bytes:.2f} %",
             soft_wrap=True,
             markup=False,

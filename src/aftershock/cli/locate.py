@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from aftershock.cli.output import Json, console, print_json, say
+from aftershock.cli.output import Json, console, counted, print_json, say
 from aftershock.errors import InputError
 
 if TYPE_CHECKING:
@@ -173,7 +173,7 @@ def _print(report: "Findings") -> None:
     if len(report.words) > MOST_SHOWN:
         console.print(f"and {len(report.words) - MOST_SHOWN:,} more words (--json lists them)", markup=False)
     for name, count in report.differing.items():
-        console.print(f"{name}: {count:,} words differ", soft_wrap=True, markup=False)
+        console.print(f"{name}: {counted(count, 'differing word')}", soft_wrap=True, markup=False)
     for what in ("missing", "extra", "reshaped", "retyped"):
         for name in getattr(report, what):
             console.print(f"{name}: {what}", soft_wrap=True, markup=False)

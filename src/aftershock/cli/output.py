@@ -43,6 +43,11 @@ def say(message: str) -> None:
     status.print(message, style="dim", markup=False, soft_wrap=True)
 
 
+def counted(number: int, what: str) -> str:
+    """`1 file`, `2,048 files`."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def percent(estimate: "Estimate") -> str:
     """`3.1 % (1.2 to 6.0, n = 80)`."""
     return f"{100 * estimate.estimate:.2f} % ({100 * estimate.low:.2f} to {100 * estimate.high:.2f}, n = {estimate.n})"

@@ -23,7 +23,8 @@ from aftershock.cli.locate import (
     show,
     show_verdict,
 )
-from aftershock.cli.output import Json, console, print_json, say
+from aftershock.cli.output import Json, console, counted, print_json, say
+from aftershock.errors import InputError
 
 
 class Mended(BaseModel):
@@ -71,30 +72,32 @@ def command(
         return 0
     for path in done.files:
         console.print(f"written and proved: {path}", soft_wrap=True, markup=False)
-    console.print(f"{done.words:,} words put back" if done.words else "no corruption found", markup=False)
+    console.print(f"{counted(done.words, 'word')} put back" if done.words else "no corruption found", markup=False)
     return 0
 
 
 def by_text(model: str, text: Path, dtype: str | None, device: str, out: Path | None, json: bool) -> int:
-    """Flip back what a text finds: in the words of safetensors, or, of other models, in a copy saved as safetensors."""
+    """Flip back what a text finds: in the words of the files, or, where it is none of those, in a copy saved as
+    safetensors."""
     from aftershock.locate import located_in_files, mend_by_text, patch_files
     from aftershock.models import file_words, save
 
     words = file_words(model)
-    packed = any(name.lower().endswith(".gguf") for name in words.files)
-    if packed and out is None:
-        raise typer.BadParameter("a GGUF model is saved as safetensors: give a folder for it with -o")
     running = loaded(model, dtype, device)
     verdict = mend_by_text(running, read_text(text), progress=say)
     show_verdict(verdict, json)
     if not verdict.bits:
         return 0 if verdict.clean else EXIT_CORRUPTED
-    if packed:
-        assert out is not None
-        files: tuple[Path, ...] = save(running, out)
+    located = located_in_files(verdict, running, words)
+    if located is not None:
+        files = patch_files(words, located, out).files
+    elif out is not None:
+        files = save(running, out)
     else:
-        name = str(running.dtype).removeprefix("torch.")
-        files = patch_files(words, located_in_files(verdict, words, name), out).files
+        raise InputError(
+            f"what was found is no word of {model} as it is stored: give an output folder (-o), into which the mended "
+            "model is saved as safetensors"
+        )
     for path in files:
         say(f"written: {path}")
     return 0

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aftershock.cli.fingerprint import Key
-from aftershock.cli.output import Json, console, print_json, say
+from aftershock.cli.output import Json, console, counted, print_json, say
 
 if TYPE_CHECKING:
     from aftershock.detect import Verification
@@ -45,10 +45,21 @@ def show(verification: "Verification") -> None:
     for what, names in findings.items():
         for name in names:
             console.print(f"{name} {what}", soft_wrap=True, markup=False)
+    if verification.checked == len(set(verification.differing)) > 1:
+        console.print("every tensor differs: is the fingerprint of this model, and of these weights?")
     verdict = "clean" if verification.clean else "CORRUPTED"
     console.print(
-        f"{verdict}: {verification.checked} tensors, {verification.bytes / 1e6:,.1f} MB "
-        f"in {verification.seconds:.1f} s",
+        f"{verdict}: {_what(verification)}, {verification.bytes / 1e6:,.1f} MB in {verification.seconds:.1f} s",
         soft_wrap=True,
         markup=False,
     )
+
+
+def _what(verification: "Verification") -> str:
+    """What was compared: `272 tensors and 1 header`."""
+    beside = {"header": verification.headers, "settings file": verification.settings}
+    *others, last = [
+        counted(verification.checked, "tensor"),
+        *(counted(number, what) for what, number in beside.items() if number),
+    ]
+    return f"{', '.join(others)} and {last}" if others else last

@@ -2,12 +2,12 @@
 
 from aftershock.detect.checksum import checksum, checksums, seed_of
 from aftershock.detect.digests import file_digest, hasher, read_key, tensor_digest
-from aftershock.detect.fingerprint import FilePrint, Fingerprint, Profile, TensorPrint, take_fingerprint
+from aftershock.detect.fingerprint import FilePrint, Fingerprint, Profile, TensorPrint, as_named, take_fingerprint
 from aftershock.detect.lines import LineSums, differences, line_sums
 from aftershock.detect.multipliers import multipliers
-from aftershock.detect.saved import load_fingerprint, save_fingerprint
+from aftershock.detect.saved import check_replaceable, load_fingerprint, save_fingerprint
 from aftershock.detect.syndromes import PRIME, Syndromes, blocks_of, correctable, syndromes
-from aftershock.detect.verification import Verification, as_printed, fingerprinted_words, verify
+from aftershock.detect.verification import Verification, fingerprinted_words, verify
 
 __all__ = [
     "PRIME",
@@ -18,8 +18,9 @@ __all__ = [
     "Syndromes",
     "TensorPrint",
     "Verification",
-    "as_printed",
+    "as_named",
     "blocks_of",
+    "check_replaceable",
     "checksum",
     "checksums",
     "correctable",

@@ -1,6 +1,6 @@
 """A quick check of live tensors at the speed of memory: two sums of 64 bits for each tensor.
 
-A tensor's bytes, filled up with zeros, are little-endian 64-bit words in chunks of 128 rows x 1024 lanes. The 128 words
+A tensor's bytes, filled up with zeros, are little-endian 64-bit words in chunks of 127 rows x 1016 lanes. The 127 words
 of a lane are added up modulo 2^64. Sum 0 is that of all lanes of all chunks, each times an odd multiplier of its own,
 modulo 2^64; sum 1 the same with other multipliers and the two halves of each lane's sum swapped.
 
@@ -11,35 +11,38 @@ multipliers drawn at random, and about 2^-64 for most: if the lower half of some
 numbers; if only upper halves change, that holds for sum 1. (Multilinear hashing: Lemire and Kaser, The Computer
 Journal 57, 2014. Sum 0 alone would miss every pair of flips of the uppermost bits of two words.)
 
-What is not seen. Changes in one lane of one chunk that cancel. Two flips cancel if they strike the same bit of two of
-the 128 words of a lane, 8 KiB apart or a multiple of it, and one sets it while the other clears it (at bit 63 always).
-For two random flips in a tensor of n words, n at least one chunk of 131,072, that has a chance of about 1/n: one in
-131,000 for 1 MiB, one in 17 million for 128 MiB. A digest sees those too.
+What is not seen. Changes in one lane of one chunk whose sum is 0 modulo 2^64. Two flips of the same bit of two of the
+127 words of a lane, 8,128 bytes apart or a multiple of it, are such if one sets the bit and the other clears it; so is
+a bit b that is set in 2^(64 - b) words of a lane, or a multiple of it: two for b = 63, four for 62, 64 for 58. For two
+random flips in a tensor of n words, n at least one chunk of 129,032, that has a chance of about 1/n: one in 129,000
+for 1 MB, one in 17 million for 134 MB. A digest sees those too. What a stuck column or data line sets is not among
+them: see `chunk_table`.
 """
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from ctypes import c_char
+from dataclasses import replace
+from functools import cache, lru_cache
 from importlib.util import find_spec
-from itertools import accumulate
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 import torch
 
-from aftershock.detect.digests import chunks, derived
+from aftershock.detect.chunk_table import CHUNK, LANES, ROWS, chunk_table
+from aftershock.detect.digests import derived
 from aftershock.detect.multipliers import multipliers
-from aftershock.models import ModelWords, TensorWords
-
-ROWS, LANES = 128, 1024
-CHUNK = ROWS * LANES * 8
-"""Bytes of a chunk."""
+from aftershock.errors import InputError
+from aftershock.models import ModelWords, TensorWords, parts
 
 _MASK = 2**64 - 1
 _SLICE = 8 * CHUNK
-"""Bytes that one thread sums in one go."""
+"""Bytes that torch sums in one go."""
 
-_SHARE = 1 << 29
-"""Most bytes, about, whose lanes' sums (1/128 of them) a thread holds before it weighs them."""
+_GROUP = 64
+"""Most chunks that a thread adds up before it weighs their lanes, which stay in its cache."""
 
 
 def seed_of(key: bytes | None) -> int:
@@ -51,22 +54,36 @@ def checksum(words: ModelWords, tensor: TensorWords, seed: int = 0) -> tuple[int
     """Checksum of one tensor, read a part at a time. Raises InputError as `read` does."""
     own = weights(tensor.size, seed)
     sums = np.zeros(2, np.uint64)
-    for first, some in chunks(words, tensor):
-        sums += _sums([some.cpu().numpy()], [first], own)[0]
+    for first, part in parts(words, replace(tensor, rows=-(-tensor.size // CHUNK), columns=CHUNK, width=1)):
+        data = part.flatten()[: tensor.size - first * CHUNK].cpu()
+        sums += _by_threads([data], (own[0][first:], own[1][first:]))[0]
     return int(sums[0]), int(sums[1])
 
 
 def checksums(tensors: Sequence[torch.Tensor], seed: int = 0) -> list[tuple[int, int]]:
     """Checksums of live tensors of any dtype, each read once where it is: on the CPU by as many threads as torch has,
-    on CUDA by one kernel for all tensors of a device (by torch's own operations where triton is missing)."""
+    on CUDA by one kernel for all tensors of a device (by torch's own operations where triton is missing).
+
+    Raises InputError for a tensor that is made of others and has no memory of its own.
+    """
     found: list[tuple[int, int]] = [(0, 0)] * len(tensors)
     for device in {tensor.device for tensor in tensors}:
         places = [place for place, tensor in enumerate(tensors) if tensor.device == device]
-        some = [tensors[place].detach().flatten().view(torch.uint8) for place in places]
-        own = weights(max(len(one) for one in some), seed, device)
+        some = [_in_order(tensors[place]) for place in places]
+        own = weights(max(one.nbytes for one in some), seed, device)
         for place, sums in zip(places, _on_device(some, own), strict=True):
             found[place] = sums
     return found
+
+
+def _in_order(tensor: torch.Tensor) -> torch.Tensor:
+    """The same values, in order in memory."""
+    data = tensor if tensor.is_contiguous() else tensor.detach().contiguous()
+    if data.nbytes and not data.data_ptr():  # from here on its address is read, not its values
+        raise InputError(
+            f"a tensor of type {type(tensor).__name__} has no memory of its own: give the tensors that it is made of"
+        )
+    return data
 
 
 Weights = tuple[torch.Tensor, torch.Tensor]
@@ -84,17 +101,22 @@ def _weights(chunks: int, seed: int, device: torch.device | str) -> Weights:
     return first.contiguous(), second.contiguous()
 
 
-def _on_device(some: Sequence[torch.Tensor], own: Weights) -> Sequence[tuple[int, int]]:
+def _on_device(some: Sequence[torch.Tensor], own: Weights) -> list[tuple[int, int]]:
     device = own[0].device.type
     if device == "cpu":
-        return _by_threads([one.numpy() for one in some], own)
-    if device == "cuda" and find_spec("triton"):
+        return [(first, second) for first, second in _by_threads(some, own).tolist()]
+    if device == "cuda" and _has_triton():
         from aftershock.detect.kernels import sums_by_kernel
 
         sums = sums_by_kernel(some, *own)
     else:
-        sums = torch.stack([sums_by_torch(one, own) for one in some])
+        sums = torch.stack([sums_by_torch(one.detach().flatten().view(torch.uint8), own) for one in some])
     return [(first & _MASK, second & _MASK) for first, second in sums.tolist()]
+
+
+@cache  # to look through the path takes longer than to sum a small model
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
 
 
 def sums_by_torch(data: torch.Tensor, own: Weights) -> torch.Tensor:
@@ -110,52 +132,68 @@ def sums_by_torch(data: torch.Tensor, own: Weights) -> torch.Tensor:
     return total
 
 
-def _by_threads(some: Sequence[np.ndarray], own: Weights) -> list[tuple[int, int]]:
-    """Sums of tensors' bytes (uint8, 1-D), each cut into slices which threads share."""
-    slices = [(place, begin) for place, data in enumerate(some) for begin in range(0, len(data), _SLICE)]
+def _by_threads(some: Sequence[torch.Tensor], own: Weights) -> np.ndarray:
+    """Both sums of each of some contiguous CPU tensors, whose chunks threads share: uint64, shape (tensors, 2)."""
+    table = chunk_table([one.nbytes for one in some])
+    found = np.empty((len(table), 2), np.uint64)
     threads = torch.get_num_threads()
-    # Few long shares: threads wait for each other wherever Python runs between two reads.
-    count = max(threads, -(-sum(map(len, some)) // _SHARE))
-    shares = [share for number in range(count) if (share := slices[number::count])]
+    size = min(_GROUP, len(table) // (2 * threads) + 1)
+    groups = range(0, len(table), size)
+    todo = iter(groups)
 
-    def work(share: Sequence[tuple[int, int]]) -> np.ndarray:
-        pieces = [some[place][begin : begin + _SLICE] for place, begin in share]
-        return _sums(pieces, [begin // CHUNK for _, begin in share], own)
+    def work() -> None:
+        room = np.empty((3, size, LANES), np.uint64)
+        for begin in todo:
+            found[begin : begin + size] = _sums(some, table[begin : begin + size], own, room)
 
-    total = np.zeros((len(some), 2), np.uint64)
     with ThreadPoolExecutor(threads) as pool:
-        for share, found in zip(shares, pool.map(work, shares), strict=True):
-            np.add.at(total, [place for place, _ in share], found)
-    return [(int(first), int(second)) for first, second in total]
+        others = [pool.submit(work) for _ in range(min(threads, len(groups)) - 1)]
+        work()
+    for other in others:
+        other.result()
+    until = np.cumsum(np.concatenate([np.zeros((1, 2), np.uint64), found]), axis=0, dtype=np.uint64)
+    ends = np.searchsorted(table[:, 0], np.arange(len(some)), side="right")
+    return np.diff(until[ends], axis=0, prepend=until[:1])
 
 
-def _sums(pieces: Sequence[np.ndarray], firsts: Sequence[int], own: Weights) -> np.ndarray:
-    """Both sums of each piece (uint8, 1-D, not empty), which begins with chunk `firsts` of its tensor: (pieces, 2).
+def _sums(some: Sequence[torch.Tensor], group: np.ndarray, own: Weights, room: np.ndarray) -> np.ndarray:
+    """Both sums of each chunk of a group, rows of the `chunk_table` of `some`: uint64, shape (chunks, 2).
 
-    Weighing comes after all reading, in few long operations: threads wait for each other between short ones.
+    Threads wait for each other wherever Python runs, so it is done in few long operations, in `room` that is there:
+    uint64, shape (3, chunks or more, LANES).
     """
-    counts = [-(-len(piece) // CHUNK) for piece in pieces]
-    begins = [0, *accumulate(counts)][:-1]
-    lanes = np.zeros((sum(counts), LANES), np.uint64)
-    for piece, begin, count in zip(pieces, begins, counts, strict=True):
-        _add_lanes(piece, lanes[begin : begin + count])
-    places = np.concatenate([np.arange(first, first + count) for first, count in zip(firsts, counts, strict=True)])
-    swapped = (lanes << np.uint64(32)) | (lanes >> np.uint64(32))
-    weighed = [
-        np.einsum("ij,ij->i", summed, factors.numpy().view(np.uint64)[places])
-        for summed, factors in zip((lanes, swapped), own, strict=True)
-    ]
-    return np.add.reduceat(np.stack(weighed, 1), begins, axis=0)
+    lanes, swapped, other = room[:, : len(group)]
+    begin = 0
+    for owner, rows in groupby(group.tolist(), itemgetter(0)):
+        (_, place, _), *rest = rows
+        end = begin + 1 + len(rest)
+        _add_lanes(_memory(some[owner])[place * CHUNK : (place + end - begin) * CHUNK], lanes[begin:end])
+        begin = end
+    np.left_shift(lanes, np.uint64(32), out=swapped)
+    np.right_shift(lanes, np.uint64(32), out=other)
+    np.bitwise_or(swapped, other, out=swapped)
+    sums = np.empty((len(group), 2), np.uint64)
+    for number, (summed, factors) in enumerate(zip((lanes, swapped), own, strict=True)):
+        # With mode="raise" numpy would take a copy first.
+        np.take(factors.numpy().view(np.uint64), group[:, 1], axis=0, out=other, mode="clip")
+        np.einsum("ij,ij->i", summed, other, out=sums[:, number])
+    return sums
+
+
+def _memory(tensor: torch.Tensor) -> np.ndarray:
+    """The bytes of a contiguous CPU tensor where they lie: uint8, 1-D. Torch's own views take four times as long."""
+    return np.frombuffer(memoryview((c_char * tensor.nbytes).from_address(tensor.data_ptr())), np.uint8)
 
 
 def _add_lanes(data: np.ndarray, lanes: np.ndarray) -> None:
-    """Add the words of bytes (uint8, 1-D) to the lanes of their chunks, uint64 of shape (chunks, LANES)."""
-    full, whole = len(data) // CHUNK, len(data) // (8 * LANES) * LANES * 8
+    """Add up the words of some bytes (uint8, 1-D) in the lanes of their chunks: uint64, shape (chunks, LANES)."""
+    full, rest = divmod(len(data) // 8, ROWS * LANES)
+    rows, row = divmod(rest, LANES)
     if full:
-        np.add.reduce(data[: full * CHUNK].view(np.uint64).reshape(full, ROWS, LANES), axis=1, out=lanes[:full])
-    if full * CHUNK < whole:
-        np.add.reduce(data[full * CHUNK : whole].view(np.uint64).reshape(-1, LANES), axis=0, out=lanes[full])
-    if whole < len(data):
-        rest = np.zeros(8 * LANES, np.uint8)
-        rest[: len(data) - whole] = data[whole:]
-        lanes[full] += rest.view(np.uint64)
+        np.add.reduce(np.ndarray((full, ROWS, LANES), np.uint64, data), axis=1, out=lanes[:full])
+    if full < len(lanes):
+        last, begin = lanes[full], full * CHUNK
+        np.add.reduce(np.ndarray((rows, LANES), np.uint64, data, begin), axis=0, out=last)
+        last[:row] += np.ndarray(row, np.uint64, data, begin + rows * LANES * 8)
+        if odd := len(data) % 8:
+            last[row : row + 1] += np.frombuffer(bytes(data[-odd:]).ljust(8, b"\0"), np.uint64)

@@ -1,7 +1,7 @@
 """The fingerprint of a model: what it takes to tell later which of its words changed, and to put a few of them back."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from aftershock.detect.checksum import checksum, checksums, seed_of
@@ -9,7 +9,7 @@ from aftershock.detect.digests import file_digest, tensor_digest
 from aftershock.detect.lines import LineSums, line_sums
 from aftershock.detect.syndromes import Syndromes, syndromes
 from aftershock.errors import InputError
-from aftershock.models import FileWords, LiveWords, Progress, TensorWords, quiet
+from aftershock.models import FileWords, LiveWords, Progress, TensorWords, quiet, renamed
 
 Profile = Literal["exact", "small"]
 """`exact` keeps the sums of each row and column (some per cent of a small model, 0.3 % of an 8B model in bf16), `small`
@@ -79,6 +79,21 @@ def take_fingerprint(
         raise InputError("two tensors of the model have the same name: give its files one by one")
     kind: Literal["files", "module"] = "files" if isinstance(words, FileWords) else "module"
     return Fingerprint(profile, kind, key is not None, files, tuple(tensors), signatures)
+
+
+def as_named(fingerprint: Fingerprint, words: FileWords | LiveWords) -> Fingerprint:
+    """The fingerprint with the name that the model's file has here, where both have one only."""
+    if not isinstance(words, FileWords) or len(words.files) != 1 or len(fingerprint.files) != 1:
+        return fingerprint
+    names = dict(zip(fingerprint.files, words.files, strict=True))
+    tensors = tuple(renamed((one.tensor for one in fingerprint.tensors), names))
+    pairs = list(zip(fingerprint.tensors, tensors, strict=True))
+    return replace(
+        fingerprint,
+        files={names[name]: file for name, file in fingerprint.files.items()},
+        tensors=tuple(replace(one, tensor=tensor) for one, tensor in pairs),
+        signatures={tensor.name: fingerprint.signatures[one.tensor.name] for one, tensor in pairs},
+    )
 
 
 def announced(tensors: Iterable[TensorWords], progress: Progress) -> Iterator[TensorWords]:

@@ -20,8 +20,10 @@ from aftershock.errors import InputError
 from aftershock.models import TensorWords
 from aftershock.models.conversion import first_line
 
-VERSION = 1
+VERSION = 2
 _MARK, _NO_DIGEST = "aftershock fingerprint", "0" * 64
+_HEAD = 1 << 16
+"""Bytes of a fingerprint's file that hold its head: some names and numbers."""
 
 
 class _Record(BaseModel):
@@ -48,8 +50,10 @@ class _Record(BaseModel):
 def save_fingerprint(fingerprint: Fingerprint, path: Path, key: bytes | None = None) -> None:
     """Write a fingerprint to a file, whole or not at all; `key` is the one that it was taken with.
 
-    Raises InputError when the file can't be written, or the key is missing or not wanted.
+    Raises InputError when the file can't be written or is there and no fingerprint, and when the key is missing or not
+    wanted.
     """
+    check_replaceable(path)
     _check_key(path, fingerprint.keyed, key)
     tensors = [one.tensor for one in fingerprint.tensors]
     record = _Record(profile=fingerprint.profile, kind=fingerprint.kind, files=dict(fingerprint.files), tensors=tensors)
@@ -73,6 +77,19 @@ def save_fingerprint(fingerprint: Fingerprint, path: Path, key: bytes | None = N
         ) from error
 
 
+def check_replaceable(path: Path) -> None:
+    """Raise InputError where a file that is no fingerprint would be lost if one were written there."""
+    if not path.is_file():
+        return
+    try:
+        with path.open("rb") as file:
+            _about(path, file.read(_HEAD))
+    except (InputError, OSError) as error:
+        raise InputError(
+            f"{path} is there already and is no fingerprint: give another file to write to (-o), or remove it"
+        ) from error
+
+
 def load_fingerprint(path: Path, key: bytes | None = None) -> Fingerprint:
     """The fingerprint in a file.
 
@@ -93,8 +110,16 @@ def load_fingerprint(path: Path, key: bytes | None = None) -> Fingerprint:
             if key
             else f"fingerprint {path} is damaged or was changed: get a good copy, or take it again from a good model"
         )
-    if about["version"] != str(VERSION):
-        raise InputError(f"fingerprint {path} was made by a newer aftershock (its format {about['version']}): update")
+    version = about.get("version", "")
+    if not version.isdigit():
+        raise InputError(f"fingerprint {path} tells no version of its format: take it again")
+    if int(version) > VERSION:
+        raise InputError(f"fingerprint {path} was made by a newer aftershock (its format {version}): update")
+    if int(version) < VERSION:
+        raise InputError(
+            f"fingerprint {path} was made by an older aftershock (its format {version}), whose checksums differ: check "
+            "the model with that one, then take the fingerprint again"
+        )
     return _read(path, load(data), key is not None)
 
 

@@ -1,21 +1,19 @@
 """Whether a model's words are still those of its fingerprint, and which tensors and files are not."""
 
 import time
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from pydantic import BaseModel
 
 from aftershock.detect.checksum import checksums
 from aftershock.detect.digests import tensor_digest
-from aftershock.detect.fingerprint import Fingerprint, announced
+from aftershock.detect.fingerprint import Fingerprint, announced, as_named
 from aftershock.errors import InputError
 from aftershock.models import FileWords, LiveWords, Progress, TensorWords, file_words, model_files, quiet
 
 _WEIGHTS = (".safetensors", ".gguf")
 _KINDS = {"files": "files", "module": "a live module"}
-_BYTES = "bytes"
-"""Format of what is no tensor: headers, files of settings."""
 
 
 class Verification(BaseModel):
@@ -23,7 +21,8 @@ class Verification(BaseModel):
 
     `differing` are names of tensors whose words changed (headers and files of settings among them), `reshaped` those
     of another shape or type, `resized` files that are longer or shorter, `missing` and `extra` names of tensors and
-    files. `checked` tensors of `bytes` bytes in all were compared, in `seconds`.
+    files. `checked` tensors, `headers` of files and files of `settings` were compared, `bytes` bytes in all, in
+    `seconds`.
     """
 
     clean: bool
@@ -33,6 +32,8 @@ class Verification(BaseModel):
     missing: tuple[str, ...]
     extra: tuple[str, ...]
     checked: int
+    headers: int
+    settings: int
     bytes: int
     seconds: float
 
@@ -41,12 +42,11 @@ class Verification(BaseModel):
 class _Compared:
     """How a model's tensors and files go with a fingerprint's, before words are read.
 
-    `checked` are the tensors whose words can be compared, as they are read here; `changed` those that are known to
-    differ.
+    `checked` are the tensors whose words can be compared; `changed` those that are known to differ.
     """
 
     checked: tuple[TensorWords, ...]
-    changed: tuple[str, ...] = ()
+    changed: tuple[TensorWords, ...] = ()
     reshaped: tuple[str, ...] = ()
     resized: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
@@ -72,7 +72,10 @@ def verify(
             f"the fingerprint is of {_KINDS[fingerprint.kind]} and can't check {_KINDS[kind]}: "
             f"take one of {_KINDS[kind]}"
         )
-    _check_model(words.tensors, fingerprint)
+    fingerprint = as_named(fingerprint, words)
+    # Where the files have the names and sizes of the fingerprint's, a table of theirs that tells otherwise is damaged.
+    if isinstance(words, LiveWords) or dict(words.files) != {name: one.size for name, one in fingerprint.files.items()}:
+        _check_model(words.tensors, fingerprint)
     found = _of_files(words, fingerprint) if isinstance(words, FileWords) else _of_module(words, fingerprint)
     prints = {one.tensor.name: one for one in fingerprint.tensors}
     if isinstance(words, LiveWords) and key is None:
@@ -82,14 +85,19 @@ def verify(
     else:
         told = announced(found.checked, progress)
         differing = [one.name for one in told if tensor_digest(words, one, key) != prints[one.name].digest]
+    looked_at = (*found.checked, *found.changed)
+    beside = [one.name for one in looked_at if not one.is_tensor]
+    whole = sum(name in fingerprint.files for name in beside)
     return Verification(
         clean=not (differing or found.changed or found.reshaped or found.resized or found.missing or found.extra),
-        differing=(*differing, *found.changed),
+        differing=(*differing, *(one.name for one in found.changed)),
         reshaped=found.reshaped,
         resized=found.resized,
         missing=found.missing,
         extra=found.extra,
-        checked=len(found.checked) + len(found.changed),
+        checked=len(looked_at) - len(beside),
+        headers=len(beside) - whole,
+        settings=whole,
         bytes=sum(tensor.size for tensor in found.checked),
         seconds=time.monotonic() - begin,
     )
@@ -107,37 +115,22 @@ def fingerprinted_words(spec: str, fingerprint: Fingerprint, progress: Progress 
     try:
         return file_words(spec, progress)
     except InputError:
-        return as_printed(
-            FileWords(paths[0].parent, {path.name: path.stat().st_size for path in paths}, ()), fingerprint
-        )
-
-
-def as_printed(words: FileWords, fingerprint: Fingerprint) -> FileWords:
-    """The same files with the tensors where the fingerprint says that they lie.
-
-    A model of one file may have another name than the file of the fingerprint.
-    """
-    tensors = tuple(one.tensor for one in fingerprint.tensors)
-    if len(words.files) == len(fingerprint.files) == 1:
-        (own,) = words.files
-        tensors = tuple(
-            replace(tensor, extents=tuple(replace(extent, file=own) for extent in tensor.extents)) for tensor in tensors
-        )
-    return replace(words, tensors=tensors)
+        words = FileWords(paths[0].parent, {path.name: path.stat().st_size for path in paths}, ())
+        return replace(words, tensors=tuple(one.tensor for one in as_named(fingerprint, words).tensors))
 
 
 def _check_model(tensors: Sequence[TensorWords], fingerprint: Fingerprint) -> None:
     """Refuse a fingerprint of another model: fewer than half of its tensors are here by name and shape, or by type."""
     here = {tensor.name: tensor for tensor in tensors}
-    known = [one.tensor for one in fingerprint.tensors if one.tensor.format != _BYTES]
+    known = [one.tensor for one in fingerprint.tensors if one.tensor.is_tensor]
     alike = [tensor for tensor in known if tensor.name in here and here[tensor.name].shape == tensor.shape]
-    if here and 2 * len(alike) < len(known):
+    if 2 * len(alike) < len(known):
         raise InputError(
             f"the fingerprint is of another model: {len(alike)} of its {len(known)} tensors are in this one by name "
             "and shape; give the fingerprint of this model"
         )
     typed = [tensor for tensor in alike if here[tensor.name].format == tensor.format]
-    if here and 2 * len(typed) < len(alike):
+    if 2 * len(typed) < len(alike):
         raise InputError(
             f"the fingerprint is of the same model in another type: {alike[0].name} was {alike[0].format} and is "
             f"{here[alike[0].name].format}; load the model as it was, or take a new fingerprint"
@@ -148,9 +141,9 @@ def _of_module(words: LiveWords, fingerprint: Fingerprint) -> _Compared:
     here = {tensor.name: tensor for tensor in words.tensors}
     known = {one.tensor.name: one.tensor for one in fingerprint.tensors}
     both = [name for name in known if name in here]
-    same = [name for name in both if _form(here[name]) == _form(known[name])]
+    same = {name: known[name] for name in both if _form(here[name]) == _form(known[name])}
     return _Compared(
-        checked=tuple(known[name] for name in same),
+        checked=tuple(same.values()),
         reshaped=tuple(name for name in both if name not in same),
         missing=tuple(name for name in known if name not in here),
         extra=tuple(name for name in here if name not in known),
@@ -162,10 +155,8 @@ def _form(tensor: TensorWords) -> tuple[str, tuple[int, ...], int]:
 
 
 def _of_files(words: FileWords, fingerprint: Fingerprint) -> _Compared:
-    printed = as_printed(words, fingerprint)
+    printed = [one.tensor for one in fingerprint.tensors]
     sizes = {name: one.size for name, one in fingerprint.files.items()}
-    if len(words.files) == len(sizes) == 1:
-        sizes = dict(zip(words.files, sizes.values(), strict=True))
     there = {name: path.stat().st_size for name in sizes if (path := words.folder / name).is_file()}
     for name, size in there.items():
         if size < sizes[name] and name.endswith(_WEIGHTS):
@@ -176,17 +167,17 @@ def _of_files(words: FileWords, fingerprint: Fingerprint) -> _Compared:
     resized = [name for name, size in there.items() if size != sizes[name]]
     gone = [name for name in sizes if name not in there]
     short = {name for name, size in there.items() if size < sizes[name]}
-    lost = _within(printed.tensors, set(gone))
-    changed = _within(printed.tensors, short)
+    lost = [one for one in printed if _is_within(one, gone)]
+    changed = [one for one in printed if _is_within(one, short)]
     return _Compared(
-        checked=tuple(one for one in printed.tensors if one.name not in {*lost, *changed}),
-        changed=changed,
+        checked=tuple(one for one in printed if not _is_within(one, {*gone, *short})),
+        changed=tuple(changed),
         resized=tuple(resized),
-        missing=tuple(dict.fromkeys((*gone, *lost))),
+        missing=tuple(dict.fromkeys((*gone, *(one.name for one in lost)))),
         extra=tuple(name for name in words.files if name not in sizes),
     )
 
 
-def _within(tensors: Iterable[TensorWords], files: Container[str]) -> tuple[str, ...]:
-    """Names of the tensors that lie in some files, in part or as a whole."""
-    return tuple(one.name for one in tensors if any(extent.file in files for extent in one.extents))
+def _is_within(tensor: TensorWords, files: Container[str]) -> bool:
+    """Whether a tensor lies in some files, in part or as a whole."""
+    return any(extent.file in files for extent in tensor.extents)

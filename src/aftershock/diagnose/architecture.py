@@ -39,7 +39,7 @@ class Rotation:
     """Rotary embedding: pair j of a head's first 2 x len(frequencies) channels turns by position x frequencies[j].
 
     Pairs are channels (j, j + half) or, `interleaved`, (2j, 2j + 1). `magnitude` multiplies cosine and sine (YaRN);
-    `offset` is added to positions; angles are rounded to `precision` where given.
+    `offset` is added to positions; angles are computed in `precision` where given, else in the values' (fp32 at least).
     """
 
     theta: float
@@ -54,7 +54,8 @@ class Rotation:
 class Attention:
     """`heads` queries of `channels` each over `kv_heads` keys; query head h reads key head `reads[h]`. Scores are
     multiplied by `scale`, capped as cap x tanh(score / cap), and a token sees the `window` last ones, itself included
-    (None: all before it; without `causal` those after it too)."""
+    (None: all before it; without `causal` those after it too) and the `kept` first ones. The softmax has a further
+    score for each head, `sinks`, that no value belongs to, where given."""
 
     heads: int
     kv_heads: int
@@ -65,6 +66,8 @@ class Attention:
     window: int | None = None
     softcap: float | None = None
     causal: bool = True
+    kept: int = 0
+    sinks: tuple[float, ...] | None = None
     norm: Norm | None = None
 
 

@@ -10,12 +10,14 @@ _BLOCK = 32
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """Values are rounded to `dtype` after each operation, keys and values to `cache` before they are attended to, and
-    the inputs of linear maps to `activation_bits` in blocks of 32 with one scale, where given."""
+    """Values are rounded to `dtype` after each operation, keys and values to `cache` before they are attended to, the
+    inputs of linear maps to `activation_bits` in blocks of 32 with one scale, and what GELU takes and gives to `gelu`,
+    where given."""
 
     dtype: torch.dtype
     cache: torch.dtype | None = None
     activation_bits: int | None = None
+    gelu: torch.dtype | None = None
 
     def cached(self, values: torch.Tensor) -> torch.Tensor:
         """Keys or values as attention reads them back."""

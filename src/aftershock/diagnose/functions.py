@@ -15,11 +15,14 @@ from aftershock.diagnose.architecture import Attention, Mixture, Norm, Rotation
 @dataclass(frozen=True, eq=False)
 class Tokens:
     """Tokens of all requests, one request after another: `ids` and `positions`, int64, shape (tokens,); `lengths` of
-    the requests."""
+    the requests, and how many of each are its prompt (None: all). `passes` has the numbers of the tokens of each pass,
+    where they are known."""
 
     ids: torch.Tensor
     positions: torch.Tensor
     lengths: tuple[int, ...]
+    prompts: tuple[int, ...] | None = None
+    passes: tuple[tuple[int, ...], ...] = ()
 
     @property
     def requests(self) -> list[slice]:
@@ -56,11 +59,9 @@ def rotated(values: torch.Tensor, rotation: Rotation, channels: int, positions: 
     """Queries or keys, shape (tokens, heads x channels), turned by their positions (RoFormer, arXiv 2104.09864)."""
     x = split(values, channels)
     turning = 2 * len(rotation.frequencies)
-    frequencies = torch.tensor(rotation.frequencies, dtype=torch.float64, device=values.device)
-    angles = (positions + rotation.offset).double()[:, None] * frequencies
-    if rotation.precision is not None:
-        rounded = (positions + rotation.offset).to(rotation.precision)[:, None] * frequencies.to(rotation.precision)
-        angles = rounded.double()
+    precision = rotation.precision or wide(values).dtype
+    frequencies = torch.tensor(rotation.frequencies, dtype=torch.float64, device=values.device).to(precision)
+    angles = ((positions + rotation.offset).to(precision)[:, None] * frequencies).double()
     cos, sin = ((own * rotation.magnitude).to(values.dtype)[:, None] for own in (angles.cos(), angles.sin()))
     turned, rest = x[..., :turning], x[..., turning:]
     if rotation.interleaved:
@@ -74,22 +75,35 @@ def rotated(values: torch.Tensor, rotation: Rotation, channels: int, positions: 
 
 def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention: Attention, tokens: Tokens) -> torch.Tensor:
     """softmax(scale x q k^T) v of each request, causal; shape (tokens, heads x channels)."""
-    parts = [_attended(q[own], k[own], v[own], attention) for own in tokens.requests]
-    return torch.cat(parts)
+    return torch.cat(
+        [
+            attended_among(q[own], k[own], v[own], attention, seen(own.stop - own.start, attention, q.device))
+            for own in tokens.requests
+        ]
+    )
 
 
-def _attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention: Attention) -> torch.Tensor:
+def attended_among(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention: Attention, counts: torch.Tensor
+) -> torch.Tensor:
+    """softmax(scale x q k^T) v, where query i sees key j `counts[i, j]` times, shape (queries, keys)."""
     reads = list(attention.reads)
     queries = split(q, attention.channels).transpose(0, 1)
     keys = split(k, attention.channels).transpose(0, 1)[reads]
     values = split(v, attention.channels).transpose(0, 1)[reads]
-    scores = queries @ keys.transpose(-1, -2) * attention.scale
-    if attention.softcap is not None:
-        scores = attention.softcap * torch.tanh(scores / attention.softcap)
-    scores = scores.masked_fill(~seen(len(q), attention, q.device), -torch.inf)
-    shares = torch.softmax(wide(scores), -1).to(q.dtype)
+    scores = wide(capped(queries @ keys.transpose(-1, -2) * attention.scale, attention.softcap))
+    scores = scores + counts.to(scores.dtype).log()
+    if attention.sinks is not None:
+        sinks = torch.tensor(attention.sinks, dtype=scores.dtype, device=scores.device)
+        scores = torch.cat((scores, sinks[:, None, None].expand(-1, len(q), 1)), -1)
+    shares = torch.softmax(scores, -1)[..., : len(k)].to(q.dtype)
     found: torch.Tensor = shares @ values
     return found.transpose(0, 1).flatten(-2)
+
+
+def capped(values: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """cap x tanh(values / cap), or the values where there is no cap."""
+    return values if cap is None else cap * torch.tanh(values / cap)
 
 
 def seen(length: int, attention: Attention, device: torch.device) -> torch.Tensor:
@@ -97,14 +111,20 @@ def seen(length: int, attention: Attention, device: torch.device) -> torch.Tenso
     order = torch.arange(length, device=device)
     apart = order[:, None] - order
     allowed = apart >= 0 if attention.causal else torch.ones_like(apart, dtype=torch.bool)
-    return allowed if attention.window is None else allowed & (apart < attention.window)
+    if attention.window is None:
+        return allowed
+    return allowed & ((apart < attention.window) | (order < attention.kept))
 
 
-def activated(gate: torch.Tensor | None, up: torch.Tensor, activation: str) -> torch.Tensor:
-    """act(gate) x up, or act(up) where there is no gate."""
-    act = ACT2FN[activation]
-    found: torch.Tensor = act(up) if gate is None else act(gate) * up
-    return found
+def activated(
+    gate: torch.Tensor | None, up: torch.Tensor, activation: str, table: torch.dtype | None = None
+) -> torch.Tensor:
+    """act(gate) x up, or act(up) where there is no gate; act is looked up in a `table` of some type where one is
+    given."""
+    x = up if gate is None else gate
+    inner = ACT2FN[activation](x if table is None else x.to(table).to(x.dtype))
+    acted: torch.Tensor = inner if table is None else inner.to(table).to(x.dtype)
+    return acted if gate is None else acted * up
 
 
 def chosen(logits: torch.Tensor, mixture: Mixture) -> torch.Tensor:

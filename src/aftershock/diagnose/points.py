@@ -36,6 +36,37 @@ AFTER: tuple[str, ...] = ("final_norm", "logits")
 
 KINDS = (*BEFORE, *INSIDE, *AFTER)
 
+ENTERING = "entering"
+"""What enters a layer: the output of the one before, or the embedding."""
+
+SOURCES: dict[str, tuple[tuple[str, ...], ...]] = {
+    "embedding": (),
+    "attn_norm": ((ENTERING,),),
+    "q": (("attn_norm",),),
+    "k": (("attn_norm",),),
+    "v": (("attn_norm",),),
+    "q_norm": (("q",),),
+    "k_norm": (("k",),),
+    "q_rope": (("q_norm", "q"),),
+    "k_rope": (("k_norm", "k"),),
+    "attention": (("q_rope", "q_norm", "q"), ("k_rope", "k_norm", "k"), ("v",)),
+    "o": (("attention",),),
+    "post_attn_norm": (("o",),),
+    "attn_residual": ((ENTERING,), ("post_attn_norm", "o")),
+    "mlp_norm": (("attn_residual",),),
+    "router": (("mlp_norm",),),
+    "gate": (("mlp_norm",),),
+    "up": (("mlp_norm",),),
+    "activation": (("gate", "up"), ("up",)),
+    "down": (("activation",),),
+    "expert": (("mlp_norm",), ("router",)),
+    "post_mlp_norm": (("down", "expert"),),
+    "residual": (("attn_residual",), ("post_mlp_norm", "down", "expert")),
+    "final_norm": ((ENTERING,),),
+    "logits": (("final_norm",),),
+}
+"""What each kind is computed from: for each value, the kinds it may be, of which the first that the layer has is it."""
+
 
 @dataclass(frozen=True, order=True)
 class Point:

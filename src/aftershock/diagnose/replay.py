@@ -4,19 +4,21 @@ The replica walks over the target's tokens. At each point that the target shows,
 and then replaced by it, so that no error reaches what comes after: a component that deviates is wrong itself.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 
-from aftershock.diagnose.arithmetic import TRUTH, Arithmetic
+from aftershock.diagnose.arithmetic import TRUTH
 from aftershock.diagnose.functions import Tokens
 from aftershock.diagnose.points import Point
 from aftershock.diagnose.replica import Replica
 
 LEAST = 1 / 16
 """Deviations of less than so many units in the last place, relative to a token's values, are none."""
+
+LEAST_WIDE = 32.0
+"""The same in fp32 and wider, where implementations of exp, tanh or rsqrt differ by some 1e-6."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,11 @@ class Shown:
         taken[self.rows] = own
         return taken
 
+    def at(self, places: torch.Tensor) -> "Shown":
+        """Some of the rows alone, by their places."""
+        rows = torch.arange(len(self.values), device=self.values.device) if self.rows is None else self.rows
+        return Shown(self.values[places], rows[places])
+
 
 Target = Mapping[Point, Shown]
 
@@ -49,8 +56,8 @@ class Deviation:
     """How far a target's values of one point are from the truth, and how far healthy rounding is.
 
     Sums of squares over channels, fp64, shape (rows,): `error` of target - truth, `noise` of low - truth, `size` of the
-    truth. By channel: `channel_error`, `channel_noise`, shape (channels,). `unit` is the relative size of a unit in the
-    last place of the target's type.
+    truth. By channel: `channel_error`, `channel_noise`, `channel_size`, shape (channels,), sums over rows of a size
+    of 1 each. An error of no more than `least`, relative to the size, is none.
     """
 
     point: Point
@@ -59,22 +66,35 @@ class Deviation:
     size: torch.Tensor
     channel_error: torch.Tensor
     channel_noise: torch.Tensor
-    unit: float
+    channel_size: torch.Tensor
+    least: float
     rows: torch.Tensor | None = None
 
     @property
     def ratio(self) -> float:
         """Norm of the error over norm of the noise: 1 for 0/0, infinite for x/0 (Ekka, arXiv 2606.04594)."""
-        return _ratio(self.error.sum(), self.noise.sum(), self.size.sum(), self.unit)
+        return float(_ratio(self.error.sum(), self.noise.sum(), self.least**2 * self.size.sum()))
 
     @property
     def ratios(self) -> torch.Tensor:
-        """The ratio of every row, fp64, shape (rows,)."""
-        least = (LEAST * self.unit) ** 2 * self.size
-        found = torch.sqrt(self.error / self.noise)
-        found = torch.where(self.noise > 0, found, torch.inf)
-        return torch.where(self.error <= torch.maximum(least, self.noise), found.clamp(max=1.0), found).nan_to_num(
-            math.inf, math.inf
+        """The ratio of every row, fp64, shape (rows,). A row's noise is taken as no less than the mean noise, relative
+        to the size, of all rows: few values may happen to be rounded little."""
+        return _ratio(self.error, _steadied(self.noise, self.size), self.least**2 * self.size)
+
+    @property
+    def channel_ratios(self) -> torch.Tensor:
+        """The ratio of every channel, fp64, shape (channels,), steadied as that of rows is."""
+        noise, size = _steadied(self.channel_noise, self.channel_size), self.channel_size
+        return _ratio(self.channel_error, noise, self.least**2 * size.clamp(min=float(size.mean())))
+
+    def of(self, rows: torch.Tensor) -> "Deviation":
+        """The deviation of some of the rows alone, by their places among the rows. Channels stay those of all rows."""
+        return replace(
+            self,
+            error=self.error[rows],
+            noise=self.noise[rows],
+            size=self.size[rows],
+            rows=rows if self.rows is None else self.rows[rows],
         )
 
     @property
@@ -83,12 +103,15 @@ class Deviation:
         return float(torch.sqrt(self.error.sum() / self.size.sum())) if self.size.sum() > 0 else 0.0
 
 
-def _ratio(error: torch.Tensor, noise: torch.Tensor, size: torch.Tensor, unit: float) -> float:
-    if not torch.isfinite(error):
-        return math.inf
-    if error <= (LEAST * unit) ** 2 * size:
-        return 1.0 if noise == 0 else min(1.0, float(torch.sqrt(error / noise)))
-    return math.inf if noise == 0 else float(torch.sqrt(error / noise))
+def _ratio(error: torch.Tensor, noise: torch.Tensor, least: torch.Tensor) -> torch.Tensor:
+    """Square root of error over noise, which are squares, as is `least`."""
+    found = torch.sqrt(error / torch.where(noise > 0, torch.maximum(noise, least), 0.0))
+    return torch.where(error <= torch.maximum(least, noise), found.nan_to_num(1.0).clamp(max=1.0), found)
+
+
+def _steadied(noise: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    mean = noise.sum() / size.sum().clamp(min=torch.finfo(size.dtype).tiny)
+    return torch.maximum(noise, size * mean)
 
 
 def forced(replica: Replica, tokens: Tokens, target: Target) -> dict[Point, torch.Tensor]:
@@ -116,16 +139,20 @@ def deviations(replica: Replica, tokens: Tokens, target: Target) -> list[Deviati
         shown = target.get(point)
         if shown is None:
             return values
-        found.append(deviation(point, shown, shown.of(values), low.pop(point), replica.arithmetic))
+        found.append(deviation(replica, target, point, shown.of(values), low.pop(point)))
         return shown.into(values)
 
     replace(replica, arithmetic=TRUTH).run(tokens, see)
     return found
 
 
-def deviation(point: Point, shown: Shown, truth: torch.Tensor, low: torch.Tensor, arithmetic: Arithmetic) -> Deviation:
-    """Compare a target's values with the truth and with healthy rounding. What is not finite on one side alone is an
-    infinite error; on both, none."""
+def deviation(replica: Replica, target: Target, point: Point, truth: torch.Tensor, low: torch.Tensor) -> Deviation:
+    """Compare a target's values of a point with the truth and with healthy rounding, both of the rows that are shown.
+    What is not finite on one side alone is an infinite error; on both, none. Tokens for which two experts tie are left
+    out: either may be taken."""
+    shown, kept = target[point], _decided(replica, target, point)
+    if kept is not None:
+        shown, truth, low = shown.at(kept), truth[kept], low[kept]
     values = shown.values.to(truth.device, truth.dtype)
     error, noise = (_apart(own, truth) for own in (values, low.to(truth.dtype)))
     size = truth.nan_to_num(0.0, 0.0, 0.0).square()
@@ -134,11 +161,42 @@ def deviation(point: Point, shown: Shown, truth: torch.Tensor, low: torch.Tensor
         error=error.sum(-1),
         noise=noise.sum(-1),
         size=size.sum(-1),
-        channel_error=error.sum(0),
-        channel_noise=noise.sum(0),
-        unit=torch.finfo(arithmetic.dtype).eps,
+        channel_error=_by_channel(error, size),
+        channel_noise=_by_channel(noise, size),
+        channel_size=_by_channel(size, size),
+        least=_least(replica.arithmetic.dtype),
         rows=shown.rows,
     )
+
+
+def compared(replica: Replica, target: Target, point: Point) -> Shown:
+    """What of a point's values `deviation` compares."""
+    kept = _decided(replica, target, point)
+    return target[point] if kept is None else target[point].at(kept)
+
+
+def _decided(replica: Replica, target: Target, point: Point) -> torch.Tensor | None:
+    """The rows of a mixture's output, by their places, whose last expert chosen has larger logits than the first one
+    left out; None where there are no others."""
+    mixture = replica.architecture.layers[point.layer].mixture if point.kind == "expert" else None
+    router = target.get(Point("router", point.layer))
+    if mixture is None or mixture.chosen >= mixture.experts or router is None or router.rows is not target[point].rows:
+        return None
+    top = router.values.topk(mixture.chosen + 1, -1).values
+    decided = top[:, -2] > top[:, -1]
+    return None if decided.all() else decided.nonzero()[:, 0]
+
+
+def _by_channel(squares: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """Sums over rows, each relative to its size: one token of huge values is not all there is."""
+    rows = size.sum(-1, keepdim=True)
+    return torch.where(rows > 0, squares / rows, 0.0).sum(0)
+
+
+def _least(dtype: torch.dtype) -> float:
+    """The relative deviation that is none."""
+    info = torch.finfo(dtype)
+    return info.eps * (LEAST if info.bits < 32 else LEAST_WIDE)
 
 
 def _apart(values: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:

@@ -1,100 +1,154 @@
-"""The replica: a decoder of any supported family, walked point by point.
+"""The replica: a decoder of any supported family as a graph of points, each computed from a few before it.
 
-`run` computes every point from those before it and hands it to `see`, which returns the values to go on with: the same
+`run` walks all of them in call order and hands each value to `see`, which returns the values to go on with: the same
 ones (a run of its own), or a target's (a forced replay, in which every component is judged on the inputs it had).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
 from aftershock.diagnose.architecture import Architecture
 from aftershock.diagnose.arithmetic import Arithmetic
-from aftershock.diagnose.functions import Tokens, activated, attended, chosen, linear, mixed, normalised, rotated
-from aftershock.diagnose.points import Point
+from aftershock.diagnose.functions import (
+    Tokens,
+    activated,
+    attended,
+    capped,
+    chosen,
+    linear,
+    mixed,
+    normalised,
+    rotated,
+)
+from aftershock.diagnose.points import ENTERING, INSIDE, SOURCES, Point
 from aftershock.diagnose.weights import Part, Weights
 
 See = Callable[[Point, torch.Tensor], torch.Tensor]
 """Told a point and the values computed for it, shape (tokens, channels); returns those to go on with."""
 
+Compute = Callable[["Replica", Point, Sequence[torch.Tensor], Tokens], torch.Tensor]
+"""A point's values from those of its inputs, each of shape (tokens, channels), in the arithmetic of the replica."""
+
+
+@dataclass(frozen=True, eq=False)
+class Altered:
+    """What a point is computed from, and how, where it is not as the architecture says."""
+
+    inputs: tuple[Point, ...]
+    compute: Compute
+
 
 @dataclass(frozen=True, eq=False)
 class Replica:
-    """An architecture with its weights, and the arithmetic it computes in."""
+    """An architecture with its weights, the arithmetic it computes in, and the points that it computes otherwise."""
 
     architecture: Architecture
     weights: Weights
     arithmetic: Arithmetic
+    altered: Mapping[Point, Altered] = field(default_factory=dict)
+
+    @property
+    def points(self) -> list[Point]:
+        """All points in call order."""
+        layers = range(len(self.architecture.layers))
+        inside = [Point(kind, number) for number in layers for kind in INSIDE if self.has(kind, number)]
+        return [Point("embedding"), *inside, Point("final_norm"), Point("logits")]
+
+    def has(self, kind: str, layer: int) -> bool:
+        """Whether a layer has points of a kind."""
+        own = self.architecture.layers[layer]
+        match kind:
+            case "q_norm" | "k_norm":
+                return own.attention.norm is not None
+            case "q_rope" | "k_rope":
+                return own.attention.rotation is not None
+            case "post_attn_norm":
+                return own.post_attn_norm is not None
+            case "post_mlp_norm":
+                return own.post_mlp_norm is not None
+            case "router" | "expert":
+                return own.mixture is not None
+            case "up" | "activation" | "down":
+                return own.mixture is None
+            case "gate":
+                return own.mixture is None and Part("gate", layer) in self.weights
+        return True
+
+    def inputs(self, point: Point) -> tuple[Point, ...]:
+        """The points that a point is computed from."""
+        if point in self.altered:
+            return self.altered[point].inputs
+        return tuple(dict.fromkeys(self.source(kinds, point.layer) for kinds in SOURCES[point.kind]))
+
+    def compute(self, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
+        """A point's values, shape (tokens, channels), from those of its inputs."""
+        if point in self.altered:
+            return self.altered[point].compute(self, point, inputs, tokens)
+        return self.own(point, inputs, tokens)
+
+    def own(self, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
+        """A point's values as the architecture has them, whether or not it is altered."""
+        kind = point.kind
+        match kind:
+            case "embedding":
+                rows = self.weights[Part("embedding", -1)][tokens.ids].to(self.arithmetic.dtype)
+                return rows * self.architecture.embedding_multiplier
+            case "logits":
+                return self._logits(inputs[0])
+            case "q" | "k" | "v" | "o" | "gate" | "up" | "down" | "router":
+                return self.linear(kind, point.layer, inputs[0])
+            case "final_norm":
+                return self._norm(kind, -1, inputs[0])
+        layer = self.architecture.layers[point.layer]
+        attention = layer.attention
+        match kind:
+            case "q_rope" | "k_rope":
+                assert attention.rotation is not None
+                return rotated(inputs[0], attention.rotation, attention.channels, tokens.positions)
+            case "attention":
+                q, k, v = inputs
+                return attended(q, self.arithmetic.cached(k), self.arithmetic.cached(v), attention, tokens)
+            case "attn_residual" | "residual":
+                return inputs[0] + inputs[1] * layer.residual_multiplier
+            case "activation":
+                gate = inputs[0] if len(inputs) == 2 else None
+                table = self.arithmetic.gelu if layer.activation.startswith("gelu") else None
+                return activated(gate, inputs[-1], layer.activation, table)
+            case "expert":
+                assert layer.mixture is not None
+                gate, up, down = (self.weights[Part(own, point.layer)] for own in ("gate", "up", "down"))
+                return mixed(inputs[0], chosen(inputs[1], layer.mixture), layer.activation, gate, up, down)
+        return self._norm(kind, point.layer, inputs[0])
 
     @torch.inference_mode()
     def run(self, tokens: Tokens, see: See) -> None:
         """Walk all points in order."""
-        x = see(Point("embedding"), self.embedded(tokens))
-        for number in range(len(self.architecture.layers)):
-            x = self._layer(number, x, tokens, see)
-        x = see(Point("final_norm"), self._norm("final_norm", -1, x))
-        see(Point("logits"), self._logits(x))
+        values: dict[Point, torch.Tensor] = {}
+        for point in self.points:
+            inputs = [values[own] for own in self.inputs(point)]
+            values[point] = see(point, self.compute(point, inputs, tokens))
+            if point.kind == "residual":
+                values = {point: values[point]}
 
-    def embedded(self, tokens: Tokens) -> torch.Tensor:
-        """What enters the first layer."""
-        rows = self.weights[Part("embedding", -1)][tokens.ids].to(self.arithmetic.dtype)
-        return rows * self.architecture.embedding_multiplier
-
-    def _layer(self, number: int, x: torch.Tensor, tokens: Tokens, see: See) -> torch.Tensor:
-        layer = self.architecture.layers[number]
-
-        def at(kind: str, values: torch.Tensor) -> torch.Tensor:
-            return see(Point(kind, number), values)
-
-        entering = x
-        x = at("attn_norm", self._norm("attn_norm", number, x))
-        x = at("o", self._linear("o", number, at("attention", self._attention(number, x, tokens, see))))
-        if layer.post_attn_norm is not None:
-            x = at("post_attn_norm", self._norm("post_attn_norm", number, x))
-        x = entering = at("attn_residual", entering + x * layer.residual_multiplier)
-        x = at("mlp_norm", self._norm("mlp_norm", number, x))
-        x = self._mixture(number, x, see) if layer.mixture is not None else self._mlp(number, x, see)
-        if layer.post_mlp_norm is not None:
-            x = at("post_mlp_norm", self._norm("post_mlp_norm", number, x))
-        return at("residual", entering + x * layer.residual_multiplier)
-
-    def _attention(self, number: int, x: torch.Tensor, tokens: Tokens, see: See) -> torch.Tensor:
-        attention = self.architecture.layers[number].attention
-        found = {kind: see(Point(kind, number), self._linear(kind, number, x)) for kind in ("q", "k", "v")}
-        for kind in ("q", "k"):
-            if attention.norm is not None:
-                found[kind] = see(Point(f"{kind}_norm", number), self._norm(f"{kind}_norm", number, found[kind]))
-        for kind in ("q", "k"):
-            if attention.rotation is not None:
-                turned = rotated(found[kind], attention.rotation, attention.channels, tokens.positions)
-                found[kind] = see(Point(f"{kind}_rope", number), turned)
-        k, v = (self.arithmetic.cached(found[kind]) for kind in ("k", "v"))
-        return attended(found["q"], k, v, attention, tokens)
-
-    def _mlp(self, number: int, x: torch.Tensor, see: See) -> torch.Tensor:
-        gate = None
-        if Part("gate", number) in self.weights:
-            gate = see(Point("gate", number), self._linear("gate", number, x))
-        up = see(Point("up", number), self._linear("up", number, x))
-        inner = see(Point("activation", number), activated(gate, up, self.architecture.layers[number].activation))
-        return see(Point("down", number), self._linear("down", number, inner))
-
-    def _mixture(self, number: int, x: torch.Tensor, see: See) -> torch.Tensor:
-        layer = self.architecture.layers[number]
-        assert layer.mixture is not None
-        shares = chosen(see(Point("router", number), self._linear("router", number, x)), layer.mixture)
-        gate, up, down = (self.weights[Part(kind, number)] for kind in ("gate", "up", "down"))
-        return see(Point("expert", number), mixed(x, shares, layer.activation, gate, up, down))
-
-    def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        logits = self._linear("logits", -1, x) * self.architecture.logit_multiplier
-        cap = self.architecture.logit_softcap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    def _linear(self, kind: str, layer: int, x: torch.Tensor) -> torch.Tensor:
+    def linear(self, kind: str, layer: int, x: torch.Tensor) -> torch.Tensor:
+        """The linear map of a kind, shape (tokens, outputs), of values of shape (tokens, inputs)."""
         bias = self.weights.get(Part(kind, layer, "bias"))
         return linear(self.arithmetic.fed(x), self.weights[Part(kind, layer)], bias)
+
+    def source(self, kinds: tuple[str, ...], layer: int) -> Point:
+        """The first of some kinds that a layer has; see `SOURCES`."""
+        if ENTERING in kinds:
+            before = (len(self.architecture.layers) if layer < 0 else layer) - 1
+            return Point("residual", before) if before >= 0 else Point("embedding")
+        if layer < 0:
+            return Point(kinds[0])
+        return next(Point(kind, layer) for kind in kinds if self.has(kind, layer))
+
+    def _logits(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.linear("logits", -1, x) * self.architecture.logit_multiplier
+        return capped(logits, self.architecture.logit_softcap)
 
     def _norm(self, kind: str, layer: int, x: torch.Tensor) -> torch.Tensor:
         norm = self.architecture.norm(kind, layer)

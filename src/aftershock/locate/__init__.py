@@ -7,86 +7,48 @@ from aftershock.locate.by_fingerprint import (
     locate_in_tensor,
     solve_tensor,
 )
-from aftershock.locate.by_text import (
-    LAST,
-    Branch,
-    Damped,
-    FlippedBit,
-    Found,
-    Masked,
-    Measure,
-    PackedWords,
-    PlainWords,
-    Search,
-    Suspect,
-    SuspectBranch,
-    TextLoss,
-    TextVerdict,
-    Tried,
-    WordsInUse,
-    applied,
-    layer_of,
-    locate_by_text,
-    located_in_files,
-    measure,
-    mend_by_text,
-    stored_dtype,
-    text_rows,
-)
+from aftershock.locate.by_text.on_disk import located_in_files, stored_dtype
+from aftershock.locate.by_text.verdict import FlippedBit, SuspectBranch, TextVerdict, locate_by_text, mend_by_text
 from aftershock.locate.by_words import MOST_LISTED, Comparison, locate_by_words, suspect_words
 from aftershock.locate.changes import Ambiguous, Located, Restored, WordChanges, word_changes
 from aftershock.locate.decoding import decode
 from aftershock.locate.explaining import Element
 from aftershock.locate.findings import Findings, Unclear, findings
 from aftershock.locate.live import LiveSuspect
+from aftershock.locate.live_repair import repair_module
 from aftershock.locate.peeling import peel
 from aftershock.locate.places import ChangedWord, component_of, describe
 from aftershock.locate.probing import ProbedWord, ProbeFinding, locate_forced, probe_module, probe_norm, probe_table
-from aftershock.locate.repair import Repaired, patch_files, repair_files, repair_module, restore_files
+from aftershock.locate.repair import Repaired, patch_files, repair_files, restore_files
 from aftershock.locate.scrub import Corruption, Scrubber
 
 __all__ = [
-    "LAST",
     "MOST_LISTED",
     "ActivationFinding",
     "Ambiguous",
-    "Branch",
     "ChangedWord",
     "Comparison",
     "Corruption",
-    "Damped",
     "Element",
     "Findings",
     "FlippedBit",
-    "Found",
     "LiveSuspect",
     "Located",
-    "Masked",
-    "Measure",
     "Noise",
-    "PackedWords",
-    "PlainWords",
     "ProbeFinding",
     "ProbedWord",
     "Repaired",
     "Restored",
     "Scrubber",
-    "Search",
-    "Suspect",
     "SuspectBranch",
-    "TextLoss",
     "TextVerdict",
-    "Tried",
     "Unclear",
     "WordChanges",
-    "WordsInUse",
-    "applied",
     "clean_digests",
     "component_of",
     "decode",
     "describe",
     "findings",
-    "layer_of",
     "locate_by_activations",
     "locate_by_fingerprint",
     "locate_by_text",
@@ -94,7 +56,6 @@ __all__ = [
     "locate_forced",
     "locate_in_tensor",
     "located_in_files",
-    "measure",
     "mend_by_text",
     "noise_of",
     "patch_files",
@@ -108,6 +69,5 @@ __all__ = [
     "solve_tensor",
     "stored_dtype",
     "suspect_words",
-    "text_rows",
     "word_changes",
 ]

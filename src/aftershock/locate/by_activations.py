@@ -51,15 +51,16 @@ class ActivationFinding:
 
 @dataclass(frozen=True)
 class Noise:
-    """The largest deviation of any value that means nothing, by module and place."""
+    """The largest deviation of any value that means nothing, by a record's name and place, and of any logit."""
 
     limits: dict[tuple[str, Place], float]
+    logits: float | None = None
 
     def limit(self, record: Record, place: Place) -> float:
         """The limit for one tensor. Raises InputError where its noise is not known."""
-        if (record.module, place) not in self.limits:
-            raise InputError(f"the noise has no {place} of {record.module}: take it from recordings of the same model")
-        return self.limits[record.module, place]
+        if (record.name, place) not in self.limits:
+            raise InputError(f"the noise has no {place} of {record.name}: take it from recordings of the same model")
+        return self.limits[record.name, place]
 
 
 def noise_of(bundles: Sequence[Bundle], sigmas: float = 6.0) -> Noise:
@@ -71,16 +72,24 @@ def noise_of(bundles: Sequence[Bundle], sigmas: float = 6.0) -> Noise:
     if len(bundles) < 3:
         raise InputError(f"noise takes three clean bundles at least, here are {len(bundles)}: record more")
     peaks: dict[tuple[str, Place], list[float]] = {}
+    logits: list[float] = []
     for first, second in combinations(bundles, 2):
         _check_alike(first, second)
         for (record, place, one), (_, _, other) in zip(_tensors(first), _tensors(second), strict=True):
-            gap = (one.double() - other.double()).abs().nan_to_num(0.0, 0.0)
-            peaks.setdefault((record.module, place), []).append(float(gap.max()))
-    limits = {}
-    for name, found in peaks.items():
-        seen = torch.tensor(found, dtype=torch.float64)
-        limits[name] = max(float(seen.mean() + sigmas * seen.std()), float(seen.max()))
-    return Noise(limits)
+            peaks.setdefault((record.name, place), []).append(_gap(one, other))
+        if first.logits is not None and second.logits is not None:
+            logits.append(_gap(first.logits, second.logits))
+    limits = {name: _limit(found, sigmas) for name, found in peaks.items()}
+    return Noise(limits, _limit(logits, sigmas) if logits else None)
+
+
+def _gap(one: torch.Tensor, other: torch.Tensor) -> float:
+    return float((one.double() - other.double()).abs().nan_to_num(0.0, 0.0).max())
+
+
+def _limit(peaks: Sequence[float], sigmas: float) -> float:
+    seen = torch.tensor(peaks, dtype=torch.float64)
+    return max(float(seen.mean() + sigmas * seen.std(correction=min(1, len(peaks) - 1))), float(seen.max()))
 
 
 def locate_by_activations(reference: Bundle, suspect: Bundle, noise: Noise | None = None) -> ActivationFinding:
@@ -102,9 +111,10 @@ def locate_by_activations(reference: Bundle, suspect: Bundle, noise: Noise | Non
         if not same_words(clean, found) and bool(deviating(clean, found, limit).any()):
             return finding(reference, record, place, found, limit)
     clean_logits, found_logits = reference.logits, suspect.logits
-    if noise is None and clean_logits is not None and found_logits is not None:
-        return of_logits(same_words(clean_logits, found_logits))
-    return ActivationFinding()
+    if clean_logits is None or found_logits is None or (noise is not None and noise.logits is None):
+        return ActivationFinding()
+    limit = None if noise is None else noise.logits
+    return of_logits(not bool(deviating(clean_logits, found_logits, limit).any()))
 
 
 def finding(
@@ -167,17 +177,19 @@ def _check_alike(first: Bundle, second: Bundle) -> None:
         (one.tokens, one.positions) for one in theirs.requests
     ]:
         raise InputError("the bundles are of different prompts: record both with the same token ids and positions")
+    if ours.rows != theirs.rows:
+        raise InputError("the bundles lack rows of different tokens: record both without cached prefixes")
     if len(ours.records) != len(theirs.records):
         raise InputError(
             f"the bundles have {len(ours.records)} and {len(theirs.records)} records: record the same modules"
         )
     for one, other in zip(ours.records, theirs.records, strict=True):
         layouts = [
-            [entry.module, entry.span, *((part.dtype, part.shape) for part in (entry.output, entry.input) if part)]
+            [entry.name, entry.span, *((part.dtype, part.shape) for part in (entry.output, entry.input) if part)]
             for entry in (one, other)
         ]
         if layouts[0] != layouts[1]:
             raise InputError(
-                f"the bundles differ in what they hold: {one.module} with {layouts[0][1:]} in one, {other.module} with "
+                f"the bundles differ in what they hold: {one.name} with {layouts[0][1:]} in one, {other.name} with "
                 f"{layouts[1][1:]} in the other: record the same model in the same dtype"
             )

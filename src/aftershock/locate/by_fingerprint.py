@@ -1,7 +1,5 @@
 """Find the changed words of a model with nothing but the fingerprint that was taken while it was clean."""
 
-from dataclasses import replace
-
 import numpy as np
 
 from aftershock.detect import (
@@ -9,7 +7,7 @@ from aftershock.detect import (
     LineSums,
     Syndromes,
     TensorPrint,
-    as_printed,
+    as_named,
     differences,
     line_sums,
     syndromes,
@@ -40,14 +38,12 @@ def locate_by_fingerprint(
             f"{', '.join(gone[:5])}{' and others' if len(gone) > 5 else ''}: missing, or of another size, shape or "
             "type than in the fingerprint, which words can't mend; get the model again, or fingerprint this one"
         )
-    printed = as_printed(words, fingerprint).tensors if isinstance(words, FileWords) else words.tensors
-    tensors = {tensor.name: tensor for tensor in printed}
-    prints = {clean.tensor.name: clean for clean in fingerprint.tensors}
+    named = as_named(fingerprint, words)
+    prints = {clean.tensor.name: clean for clean in named.tensors}
     found = []
     for name in verification.differing:
         progress(f"locating the changed words of {name}")
-        clean = replace(prints[name], tensor=tensors[name])
-        found.append(locate_in_tensor(words, clean, fingerprint.signatures[name], key))
+        found.append(locate_in_tensor(words, prints[name], named.signatures[name], key))
     return Located(
         tuple(one for one in found if isinstance(one, WordChanges)),
         tuple(one for one in found if isinstance(one, Ambiguous)),
@@ -56,8 +52,7 @@ def locate_by_fingerprint(
 
 def clean_digests(words: FileWords, fingerprint: Fingerprint) -> dict[str, str]:
     """The digest that each file has in the fingerprint, by its name; that of a model's only file by its name here."""
-    digests = {name: file.digest for name, file in fingerprint.files.items()}
-    return dict(zip(words.files, digests.values(), strict=True)) if len(words.files) == len(digests) == 1 else digests
+    return {name: file.digest for name, file in as_named(fingerprint, words).files.items()}
 
 
 def locate_in_tensor(

@@ -1,7 +1,7 @@
 """Compare a suspect model with a clean one, word by word."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
@@ -10,7 +10,7 @@ import torch
 
 from aftershock.errors import InputError
 from aftershock.locate.changes import Located, WordChanges, word_changes
-from aftershock.models import FileWords, ModelWords, Progress, TensorWords, file_words, parts, quiet
+from aftershock.models import FileWords, ModelWords, Progress, TensorWords, file_words, parts, quiet, renamed
 
 MOST_LISTED = 10_000
 """Differing words of a tensor that are listed; the others are counted."""
@@ -26,7 +26,7 @@ class Comparison:
     `missing` are tensors that only the reference has, `extra` those that only the suspect has, `reshaped` and `retyped`
     those whose shape or type differs, so that their words can't be compared. `differing` counts the words that differ
     in each tensor where some do, and `located` lists them, of each tensor the first `MOST_LISTED`. `compared` is the
-    number of tensors whose words were compared.
+    number of tensors whose words were compared, headers and files of settings among them.
     """
 
     missing: tuple[str, ...]
@@ -52,8 +52,10 @@ def locate_by_words(suspect: ModelWords, reference: ModelWords, progress: Progre
     """Compare two models as words, so that equal NaNs are equal and 0.0 is not -0.0; some 64 MiB of each at a time.
 
     Tensors are matched by name; what of a model's only file is no tensor is matched whatever the file's name. Files and
-    live modules compare with each other where names, shapes and types agree. Raises InputError where words can't be
-    read, and where no tensor has a namesake of its shape and type.
+    live modules compare with each other where names, shapes and types agree.
+
+    Raises InputError where words can't be read, where two files of a folder have tensors of one name, and where no
+    tensor has a namesake of its shape and type.
     """
     own, others = _by_name(suspect), _by_name(reference)
     both = [(own[name], others[name]) for name in own if name in others]
@@ -68,12 +70,12 @@ def locate_by_words(suspect: ModelWords, reference: ModelWords, progress: Progre
     alike = [pair for pair in both if pair[0].name not in apart]
     if not alike and len(both) > 1:
         raise InputError(
-            f"none of the {len(both):,} tensors that both have is alike in shape and type: the reference is another "
-            "model; give the clean copy of the same files"
+            "no tensor that both have is alike in shape and type: the reference is another model; give the clean copy "
+            "of the same files"
         )
     counts: dict[str, int] = {}
     changes = []
-    progress(f"comparing {len(alike):,} tensors")
+    progress(f"comparing {sum(one.is_tensor for one, _ in alike):,} tensors")
     for one, other in alike:
         count, listed = _differences(suspect, one, reference, other)
         if count:
@@ -93,7 +95,16 @@ def locate_by_words(suspect: ModelWords, reference: ModelWords, progress: Progre
 def _by_name(words: ModelWords) -> dict[str, TensorWords]:
     """Tensors by name; of a model of one file the name of that file does not count."""
     only = f"{next(iter(words.files))}: " if isinstance(words, FileWords) and len(words.files) == 1 else None
-    return {tensor.name.removeprefix(only or ""): tensor for tensor in words.tensors}
+    named: dict[str, TensorWords] = {}
+    for tensor in words.tensors:
+        name = tensor.name.removeprefix(only or "")
+        if name in named:
+            raise InputError(
+                f"{' and '.join(one.extents[0].file for one in (named[name], tensor))} both hold a tensor {name}: the "
+                "folder has more than one model; compare one file with one file, or move the others away"
+            )
+        named[name] = tensor
+    return named
 
 
 def _type(tensor: TensorWords) -> tuple[str, int]:
@@ -135,19 +146,8 @@ def suspect_words(spec: str, reference: FileWords, progress: Progress = quiet) -
     if others or any(_size(folder / own) != reference.files[name] for name, own in names.items()):
         return file_words(spec, progress)
     files = {own: reference.files[name] for name, own in names.items()}
-    return FileWords(folder, files, tuple(_renamed(reference.tensors, names)))
+    return FileWords(folder, files, tuple(renamed(reference.tensors, names)))
 
 
 def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
-
-
-def _renamed(tensors: tuple[TensorWords, ...], names: Mapping[str, str]) -> Iterator[TensorWords]:
-    for tensor in tensors:
-        name = tensor.name
-        for theirs, own in names.items():
-            if name == theirs or name.startswith(f"{theirs}: "):
-                name = own + name[len(theirs) :]
-                break
-        extents = tuple(replace(extent, file=names[extent.file]) for extent in tensor.extents)
-        yield replace(tensor, name=name, extents=extents)

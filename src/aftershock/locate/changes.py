@@ -115,9 +115,9 @@ class Restored:
 
 
 def _bytes_of(changes: WordChanges) -> tuple[np.ndarray, np.ndarray]:
-    """Offset in the tensor of each byte of the clean words, int64 and ascending, and the bytes, uint8."""
+    """Offset in the tensor of each byte of the clean words, int64 and ascending, and the bytes, uint8. Those that fill
+    up the last word are zero, as they are in the tensor."""
     tensor, each = changes.tensor, np.arange(changes.tensor.width)
     offsets = ((changes.rows * tensor.columns + changes.columns)[:, None] * tensor.width + each).reshape(-1)
     values = (changes.clean[:, None] >> 8 * each & 255).astype(np.uint8).reshape(-1)
-    own = offsets < tensor.size
-    return offsets[own], values[own]
+    return offsets, values

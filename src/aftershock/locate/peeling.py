@@ -79,7 +79,10 @@ class _Peeling:
         return any(self._take(axis, self._pairs(axis)) for axis in axes)
 
     def _take(self, axis: int, candidates: _Candidates) -> int:
-        """Keep candidates and take them out of the sums; returns how many."""
+        """Keep candidates and take them out of the sums; returns how many.
+
+        Their own lines' sums are zero after, and stay so: a line of zeros is no suspect, so no place is taken twice.
+        """
         rows, columns = (candidates.lines, candidates.crossings)[:: 1 - 2 * axis]
         places = rows * self.tensor.columns + columns
         deltas = candidates.deltas.view(np.uint64)
@@ -92,13 +95,12 @@ class _Peeling:
         return len(places)
 
     def _fits(self, axis: int, candidates: _Candidates) -> np.ndarray:
-        """Which candidates (any shape) can be: a change of a word of the tensor, not found before, that leaves a word
-        of its width."""
+        """Which candidates (any shape) can be: a change of a word of the tensor that leaves a word of its width."""
         lines, crossings, deltas = np.broadcast_arrays(candidates.lines, candidates.crossings, candidates.deltas)
         rows, columns = (lines, crossings)[:: 1 - 2 * axis]
         places = rows * self.tensor.columns + columns
         fits: np.ndarray = (deltas != 0) & (deltas > -(1 << self.bits)) & (deltas < 1 << self.bits)
-        fits &= (places < self.tensor.filled) & ~np.isin(places, self.places)
+        fits &= places < self.tensor.filled
         clean = self.gather(rows[fits], columns[fits]) - deltas[fits]
         fits[fits] = (clean >= -(1 << self.bits - 1)) & (clean < 1 << self.bits - 1)
         return fits

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from aftershock.errors import InputError
 from aftershock.locate.changes import WordChanges
@@ -46,6 +46,8 @@ class ChangedWord(BaseModel):
     `found_value`, `clean_value`: what it stands for, where it is a floating-point number.
     """
 
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
     tensor: str
     component: str | None
     layer: int | None
@@ -74,7 +76,7 @@ def component_of(name: str) -> tuple[str | None, int | None]:
 def describe(changes: WordChanges) -> Iterator[ChangedWord]:
     """Each changed word of a tensor, in the order of its places."""
     tensor = changes.tensor
-    component, layer = component_of(tensor.name) if tensor.format != "bytes" else (None, None)
+    component, layer = component_of(tensor.name) if tensor.is_tensor else (None, None)
     packed, number = _blocks(tensor), _number(tensor)
     columns = (changes.rows, changes.columns, changes.found, changes.clean)
     for row, column, found, clean, bits in zip(*(array.tolist() for array in columns), changes.bits, strict=True):
@@ -89,7 +91,7 @@ def describe(changes: WordChanges) -> Iterator[ChangedWord]:
             format=tensor.format,
             row=row,
             column=column,
-            element=None if packed or tensor.format == "bytes" else _element(tensor, place),
+            element=_element(tensor, place) if tensor.is_tensor and not packed else None,
             stored=stored,
             file=file,
             offset=offset,

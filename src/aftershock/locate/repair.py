@@ -1,4 +1,4 @@
-"""Put the clean words back: into files, by way of copies that are proved first, and into live modules in place."""
+"""Put the clean words back into files, by way of copies that are proved first."""
 
 import os
 import shutil
@@ -10,20 +10,14 @@ from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import numpy as np
-import torch
-
-from aftershock.detect import Fingerprint, file_digest, hasher, tensor_digest
-from aftershock.errors import ContractError, InputError
+from aftershock.detect import file_digest, hasher
+from aftershock.errors import InputError
 from aftershock.locate.by_words import Comparison
-from aftershock.locate.changes import Located, WordChanges, gather, word_changes
-from aftershock.models import FileWords, live_words
+from aftershock.locate.changes import Located
+from aftershock.models import FileWords
 
 _ANOTHER = 0.01
 """Share of differing words above which a reference whose tensors mostly differ is another model."""
-
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integer type of an element by its bytes."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +102,8 @@ def restore_files(
     differ, count = sum(comparison.differing.values()), sum(tensor.filled for tensor in words.tensors)
     if 2 * len(comparison.differing) > comparison.compared and differ > _ANOTHER * count:
         raise InputError(
-            f"{len(comparison.differing):,} of {comparison.compared:,} tensors and {differ:,} of {count:,} words "
-            "differ from the reference: it is another model, not this one undamaged; copy its files if you want them"
+            f"{differ:,} of {count:,} words differ from the reference: it is another model, not this one undamaged; "
+            "copy its files if you want them"
         )
     tensors = (tensor for tensor in words.tensors if tensor.name in comparison.differing)
     changed = {extent.file for tensor in tensors for extent in tensor.extents}
@@ -147,6 +141,8 @@ def _replace(
     whole = target is not None and target.resolve() != words.folder.resolve()
     folder = words.folder if target is None else target
     names = [name for name in words.files if whole or name in changed]
+    if whole:
+        _check_empty(words, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
@@ -176,6 +172,14 @@ def _replace(
     return tuple(staged)
 
 
+def _check_empty(words: FileWords, folder: Path) -> None:
+    """Refuse a folder in which a model would be mixed with what is there; a model of one file takes its name alone."""
+    one = len(words.files) == 1
+    there = [folder / name for name in words.files if (folder / name).exists()] if one else list(folder.glob("*"))
+    if there:
+        raise InputError(f"{there[0]} is there already: give an empty folder to write the repaired model to (-o)")
+
+
 def _to_disk(path: Path) -> None:
     """Wait until a file, or what a folder lists, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -183,53 +187,3 @@ def _to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def repair_module(
-    module: torch.nn.Module, located: Located, fingerprint: Fingerprint | None = None, key: bytes | None = None
-) -> tuple[WordChanges, ...]:
-    """Put the clean words into live parameters and buffers, in place, on whatever device; returns what was there.
-
-    Words are written through integer views, so that NaN is a word like any other, and parameters need not be
-    contiguous. With a fingerprint each tensor is proved by its digest after.
-
-    Raises InputError where tensors are ambiguous (nothing is written) and where a tensor is not the clean one after
-    (all is put back as it was), ContractError where a word does not read back as it was written.
-    """
-    if located.ambiguous:
-        names = ", ".join(one.tensor.name for one in located.ambiguous[:5])
-        raise InputError(f"the changed words of {names} can't be told: load the model again")
-    words = live_words(module)
-    clean = {} if fingerprint is None else {one.tensor.name: one.digest for one in fingerprint.tensors}
-    replaced = []
-    for changes in located.changes:
-        tensor, rows, columns = changes.tensor, changes.rows, changes.columns
-        before = word_changes(tensor, rows, columns, gather(words, tensor, rows, columns), changes.clean)
-        _flip(words.tensor(tensor.name), before)
-        after = word_changes(tensor, rows, columns, gather(words, tensor, rows, columns), changes.clean)
-        if not np.array_equal(after.found, after.clean):
-            raise ContractError(f"words of {tensor.name} do not read back as they were written")
-        replaced.append(before)
-    for changes in replaced:
-        tensor = changes.tensor
-        if tensor.name in clean and tensor_digest(words, tensor, key) != clean[tensor.name]:
-            for done in replaced:
-                _flip(words.tensor(done.tensor.name), done)
-            raise InputError(
-                f"{tensor.name} with the words put back is still not the clean tensor: it changed in the meantime; "
-                "everything is as it was, locate again"
-            )
-    return tuple(replaced)
-
-
-@torch.inference_mode()
-def _flip(tensor: torch.Tensor, changes: WordChanges) -> None:
-    """Flip in place the bits in which the words found differ from the clean ones."""
-    width, size = changes.tensor.width, tensor.element_size()
-    flat, inside = np.divmod((changes.rows * changes.tensor.columns + changes.columns) * width, size)
-    elements, inverse = np.unique(flat, return_inverse=True)
-    masks = np.zeros(len(elements), np.int64)
-    np.bitwise_xor.at(masks, inverse, (changes.found ^ changes.clean) << 8 * inside)
-    view = tensor.detach().view(_INTEGERS[size]).view(tensor.shape or (1,))
-    index = tuple(torch.from_numpy(axis).to(view.device) for axis in np.unravel_index(elements, tuple(view.shape)))
-    view[index] = view[index] ^ torch.from_numpy(masks).to(view.device, view.dtype)

@@ -2,7 +2,8 @@
 
 from aftershock.models.attended import BY_CHANNEL, CachePart, CacheSite, HeadPart, HeadSite
 from aftershock.models.blocks import BeforePass, Block, Pass, align, cut
-from aftershock.models.cache import Progress, quiet
+from aftershock.models.cache import Progress, cache_folder, quiet
+from aftershock.models.checkpoints import checkpoint_folder, gguf_file
 from aftershock.models.columns import ColumnCache, States
 from aftershock.models.components import (
     COMPONENTS,
@@ -33,18 +34,8 @@ from aftershock.models.passes import (
 from aftershock.models.routing import chosen_experts, reroute
 from aftershock.models.stages import FIRST_TOKEN, PREFILL, decode, stage_of
 from aftershock.models.stored import StoredTensor, StoredWords
-from aftershock.models.words import (
-    WORDS,
-    Extent,
-    FileWords,
-    LiveWords,
-    ModelWords,
-    TensorWords,
-    file_words,
-    live_words,
-    model_files,
-    parts,
-)
+from aftershock.models.words import WORDS, Extent, LiveWords, ModelWords, TensorWords, live_words, parts, renamed
+from aftershock.models.words_on_disk import FileWords, file_words, model_files
 
 __all__ = [
     "ARCHITECTURES",
@@ -84,6 +75,8 @@ __all__ = [
     "StoredWords",
     "TensorWords",
     "align",
+    "cache_folder",
+    "checkpoint_folder",
     "choose",
     "chosen_experts",
     "component_map",
@@ -96,6 +89,7 @@ __all__ = [
     "file_words",
     "forced_call",
     "generate",
+    "gguf_file",
     "has_ended",
     "live_words",
     "load",
@@ -105,6 +99,7 @@ __all__ = [
     "parts",
     "pull",
     "quiet",
+    "renamed",
     "reroute",
     "save",
     "share_gpus",

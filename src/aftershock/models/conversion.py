@@ -36,7 +36,8 @@ def converted(path: Path, progress: Progress = quiet) -> Path:
             tokenizer = AutoTokenizer.from_pretrained(
                 path.parent, gguf_file=path.name, local_files_only=True, trust_remote_code=False
             )
-    except Exception as error:  # a damaged file makes its readers raise whatever comes
+    except Exception as error:  # readers of what they don't know raise whatever comes
+        opened(path)
         raise InputError(
             f"{path} cannot be read as a GGUF model ({first_line(error)}): get the file again, or choose another"
         ) from error
@@ -44,6 +45,16 @@ def converted(path: Path, progress: Progress = quiet) -> Path:
         module.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     return target
+
+
+def opened(path: Path) -> gguf.GGUFReader:
+    """A GGUF file's table. Raises InputError where it can't be read, or tells of tensors that end behind the file."""
+    try:
+        return gguf.GGUFReader(path)
+    except Exception as error:  # a damaged file makes the reader raise whatever comes, in words of no help
+        raise InputError(
+            f"{path} cannot be read as a GGUF model: it is damaged or cut short, get the file again"
+        ) from error
 
 
 def first_line(error: Exception) -> str:

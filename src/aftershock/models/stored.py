@@ -69,10 +69,15 @@ class StoredTensor:
 
 @dataclass(frozen=True, eq=False)
 class StoredWords:
-    """The blocks of parameters by their names: the format, and how to get them (`StoredTensor.blocks`)."""
+    """The blocks of parameters by their names: the format, and how to get them (`StoredTensor.blocks`).
+
+    `offsets` tells where in the file each of a parameter's rows begins, int64, shape (rows,); None where blocks come
+    from no file.
+    """
 
     forms: Mapping[str, BlockFormat]
     blocks: Callable[[str], np.ndarray]
+    offsets: Callable[[str], np.ndarray] | None = None
 
     def tensor(self, site: ParameterSite) -> StoredTensor:
         """The blocks behind a parameter that has some."""
@@ -128,8 +133,14 @@ def words_of_file(path: Path, folder: Path, progress: Progress) -> StoredWords:
         found = np.memmap(path, np.uint8, "r", entry["offset"], shape)
         return found if entry["order"] is None else found[entry["order"]]
 
+    def offsets(name: str) -> np.ndarray:
+        entry, form = index[name], forms[name]
+        order = np.array(range(entry["rows"]) if entry["order"] is None else entry["order"], np.int64)
+        row_bytes = int(entry["columns"]) // form.elements * form.size
+        return int(entry["offset"]) + row_bytes * order
+
     forms = {name: storage_format(entry["format"], entry["columns"]) for name, entry in index.items()}
-    return StoredWords(forms, blocks)
+    return StoredWords(forms, blocks, offsets)
 
 
 def _index(path: Path, folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -49,7 +49,7 @@ def page(stored: StoredStudy, summary: Summary) -> str:
             scale=max(summary.sdc_rate.high, summary.any_sdc.high, summary.due_rate.high),
             style=Markup((_ASSETS / "page.css").read_text("utf-8")),
             scripts=tuple(Markup(script) for script in scripts),
-            hashes=tuple(_hash(script) for script in scripts),
+            hashes=tuple(script_hash(script) for script in scripts),
         )
     )
 
@@ -58,7 +58,7 @@ def _sites(said: Content) -> tuple[str, ...]:
     return (ALL_SITES, *sorted(set(said.trials["site"])))
 
 
-def _hash(script: str) -> str:
+def script_hash(script: str) -> str:
     """The source expression of an inline script (Content Security Policy level 3, section 2.3.1)."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 

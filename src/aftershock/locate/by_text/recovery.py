@@ -64,7 +64,7 @@ def _rows(model: LoadedModel, site: ParameterSite) -> list[int]:
     values = model.module.get_parameter(site.name).detach()
     if values.dim() < 2:
         return []
-    largest = values.flatten(0, -2).float().abs().nan_to_num(torch.inf, torch.inf).amax(1)
+    largest = values.flatten(0, -2).float().abs().amax(1)
     rows: list[int] = largest.topk(min(_ROWS, len(largest))).indices.tolist()
     return rows
 

@@ -109,6 +109,7 @@ class Search:
         self.text = TextLoss(model, tokens)
         self.words = words_in_use(model)
         self._unlikely: dict[str, tuple[Suspect, ...]] = {}
+        self._flipped: set[tuple[str, int, int]] = set()
 
     def run(self) -> Found:
         """Search until nothing more convinces."""
@@ -137,10 +138,11 @@ class Search:
             tuple(kept), branches, first, base, tuple(dict.fromkeys([*own, *others])), self.text.passes - start
         )
 
-    def undo(self, found: Found) -> None:
-        """Put the model back as it came."""
-        for one in reversed(found.flips):
-            self._flip(one.suspect)
+    def undo(self) -> None:
+        """Put the model back as it came, whatever was under way."""
+        for parameter, place, bit in tuple(self._flipped):
+            self.words[parameter].flip(place, bit)
+        self._flipped.clear()
 
     def _round(self, base: torch.Tensor, seen: dict[int | None, float]) -> list[Tried]:
         """The flips of one round that convince; they are left in the model."""
@@ -201,29 +203,34 @@ class Search:
             if not one.convincing or word in words:
                 continue
             words.add(word)
-            best = self._best_bit(one, base)
+            best = self._best_bit(one.suspect, base)
+            if best is None:
+                continue
             self._flip(best.suspect)
             now = self.text.refresh()
-            if kept and not Tried(best.suspect, base - now).convincing:
+            if not Tried(best.suspect, base - now).convincing:
                 self._flip(best.suspect)
+                self.text.refresh()
                 continue
             self._unlikely.pop(best.suspect.parameter, None)
             kept.append(Tried(best.suspect, base - now))
             base = now
         return kept
 
-    def _best_bit(self, one: Tried, base: torch.Tensor) -> Tried:
-        """The bit of the same word for which most speaks: what the text says, and how plausible the word gets."""
-        suspect, words = one.suspect, self.words[one.suspect.parameter]
+    def _best_bit(self, suspect: Suspect, base: torch.Tensor) -> Tried | None:
+        """The bit of the same word for which most speaks: what the text says, and how plausible the word gets. None
+        where, beside the flips made since the suspect was tried, no bit of it convinces any more."""
+        words = self.words[suspect.parameter]
         others = [
             Suspect(suspect.parameter, suspect.place, bit, 0.0, suspect.likelier)
             for bit in words.bits(suspect.place)
             if bit != suspect.bit and words.stays_plausible(suspect.place, bit)
         ]
-        tried = [one, *(self._try(other, base) for other in others[:_MOST_BITS])]
+        tried = [self._try(each, base) for each in [suspect, *others[:_MOST_BITS]]]
         return max(
             (each for each in tried if each.convincing),
             key=lambda each: self.text.targets * each.gain + words.likelier(suspect.place, each.suspect.bit),
+            default=None,
         )
 
     def _implausible(self) -> Iterator[Suspect]:
@@ -249,6 +256,7 @@ class Search:
 
     def _flip(self, suspect: Suspect) -> None:
         self.words[suspect.parameter].flip(suspect.place, suspect.bit)
+        self._flipped ^= {(suspect.parameter, suspect.place, suspect.bit)}
 
 
 def _bits_of_first(suspects: Iterable[Suspect], words: int, bits: int) -> Iterator[Suspect]:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from aftershock.locate.by_text.branches import Damped
 from aftershock.locate.by_text.packed import PackedWords
@@ -14,7 +14,11 @@ from aftershock.models import LoadedModel, Progress, quiet
 from aftershock.numerics import worth
 
 
-class FlippedBit(BaseModel):
+class _Record(BaseModel):
+    model_config = ConfigDict(ser_json_inf_nan="strings")
+
+
+class FlippedBit(_Record):
     """A bit that, flipped back, brings the loss down by `gain` nats a token (`error`: its standard error over
     rows of text).
 
@@ -36,7 +40,7 @@ class FlippedBit(BaseModel):
     implausible: float
 
 
-class SuspectBranch(BaseModel):
+class SuspectBranch(_Record):
     """A branch of the residual path whose scale alpha brings the loss down by `gain` nats a token."""
 
     branch: str
@@ -44,7 +48,7 @@ class SuspectBranch(BaseModel):
     gain: float
 
 
-class TextVerdict(BaseModel):
+class TextVerdict(_Record):
     """What the corrupted model and some text tell.
 
     `bits` are to be flipped back, in order; `branches` the five branches that the loss would rather do without (only
@@ -72,18 +76,22 @@ def locate_by_text(
     Raises InputError for a text that is too short.
     """
     search = Search(model, text_rows(model, text, rows, length), progress)
-    found = search.run()
-    verdict = _verdict(model, search, found)
-    search.undo(found)
-    return verdict
+    try:
+        return _verdict(model, search, search.run())
+    finally:
+        search.undo()
 
 
 def mend_by_text(
     model: LoadedModel, text: str, rows: int = 16, length: int = 128, progress: Progress = quiet
 ) -> TextVerdict:
-    """The same, but bits that were found stay flipped back."""
+    """The same, but bits that were found stay flipped back, unless it ends in an exception."""
     search = Search(model, text_rows(model, text, rows, length), progress)
-    return _verdict(model, search, search.run())
+    try:
+        return _verdict(model, search, search.run())
+    except BaseException:
+        search.undo()
+        raise
 
 
 def _verdict(model: LoadedModel, search: Search, found: Found) -> TextVerdict:

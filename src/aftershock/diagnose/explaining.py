@@ -1,0 +1,125 @@
+"""From wrong points to causes: the change of the replica that makes what the target computed come out right."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+
+from aftershock.diagnose.diagnosis import Finding
+from aftershock.diagnose.functions import Tokens
+from aftershock.diagnose.judging import Judgement, Wrong
+from aftershock.diagnose.replay import Target
+from aftershock.diagnose.replica import Replica
+from aftershock.diagnose.searching import Explained, Scene, again, searched
+from aftershock.diagnose.trials import Trial
+from aftershock.diagnose.weights import Part
+
+ATTEMPTS = 2
+"""A kind of points that nothing explains is searched in so many layers, and in the others only for known causes."""
+
+LINEAR = ("q", "k", "v", "o", "gate", "up", "down", "router", "logits")
+
+FEW = 4
+"""A few outputs are no more than one in so many."""
+
+
+@torch.inference_mode()
+def explain(replica: Replica, tokens: Tokens, target: Target, judgement: Judgement) -> tuple[Finding, ...]:
+    """One finding for each cause, in call order; points that nothing explains have the cause `unknown`.
+
+    `replica` has the target's arithmetic. Parameters are found from half of the rows; a cause is one when what it
+    leaves is healthy on the other half and on all.
+    """
+    scene = Scene(replica, tokens, target, frozenset(wrong.point for wrong in judgement.wrong))
+    groups: list[list[Explained]] = []
+    known: list[Trial] = []
+    missed: Counter[str] = Counter()
+    for wrong in judgement.wrong:
+        own = again(scene, wrong, known)
+        if own is None:
+            own = searched(scene, wrong) if missed[wrong.point.kind] < ATTEMPTS else Explained(wrong)
+        if own.best is None:
+            missed[wrong.point.kind] += 1
+        else:
+            known.append(own.best)
+        group = next((group for group in groups if _belongs(own, group[0])), None)
+        if group is None:
+            groups.append([own])
+        else:
+            group.append(own)
+    return tuple(_finding(group, replica) for group in groups)
+
+
+def _belongs(own: Explained, first: Explained) -> bool:
+    """Whether two points are wrong for one reason: the same cause, in the same kind, with the same parameter, or in the
+    structure of tensors that lie together."""
+    if own.best is None or first.best is None:
+        return own.best is first.best and own.wrong.point.kind == first.wrong.point.kind
+    if own.best.candidate.cause != first.best.candidate.cause:
+        return False
+    structure = own.best.hypothesis is first.best.hypothesis and own.best.hypothesis.freedom == "structure"
+    return structure or own.best.kind == first.best.kind or own.best.found == first.best.found
+
+
+def _finding(group: Sequence[Explained], replica: Replica) -> Finding:
+    first = group[0]
+    chosen, other = first.best, first.other
+    layers = {layer for own in group for layer in (own.best.layers if own.best else (own.wrong.point.layer,))}
+    said = Finding(
+        component=first.wrong.point.kind,
+        cause="unknown",
+        evidence=_evidence(first, len(group)),
+        layers=tuple(sorted(layers - {-1})),
+        before=first.wrong.deviation.ratio,
+        runner_up=None if other is None else other.candidate.cause,
+        runner_up_after=None if other is None else other.after.ratio,
+    )
+    if chosen is None:
+        return said.model_copy(update=_by_elimination(first.wrong, replica))
+    found = {
+        "component": chosen.kind,
+        "cause": chosen.candidate.cause,
+        "parameter": chosen.candidate.parameter,
+        "found": _rounded(chosen.candidate.found),
+        "reference": _rounded(chosen.candidate.reference),
+        "after": chosen.after.ratio,
+    }
+    return said.model_copy(update=found)
+
+
+def _by_elimination(wrong: Wrong, replica: Replica) -> dict[str, str]:
+    """What else is known of a point that nothing explains. A linear map of right inputs that is wrong in a few outputs,
+    at all tokens, has wrong rows; which words, too few tokens may tell."""
+    channels, deviation = wrong.channels, wrong.deviation
+    few = channels.pattern == "some" and FEW * len(channels.numbers) <= len(deviation.channel_error)
+    if wrong.point.kind not in LINEAR or len(wrong.parts) > 1 or wrong.positions.pattern != "all" or not few:
+        return {}
+    if len(deviation.error) > 2 * replica.weights[Part(wrong.point.kind, wrong.point.layer)].shape[-1]:
+        return {}
+    said = (
+        f"{wrong.point} is wrong at all tokens in {channels}: rows of its weight, whose words so few tokens don't tell"
+    )
+    return {"cause": "weight_rows_wrong", "evidence": said, "parameter": "rows", "found": str(channels)}
+
+
+def _rounded(value: float | str | None) -> float | str | None:
+    """A number with six digits."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _evidence(first: Explained, count: int) -> str:
+    wrong, chosen, other = first.wrong, first.best, first.other
+    if chosen is None:
+        said = f"no known cause explains {wrong.point} ({wrong.where})"
+        return said if other is None else f"{said}; {other.candidate.cause} leaves a ratio of {other.after.ratio:.3g}"
+    said = (
+        f"with it the error ratio of {wrong.point} falls from {wrong.deviation.ratio:.3g} to {chosen.after.ratio:.2g} "
+        f"({wrong.where})"
+    )
+    if count > 1:
+        said += f", and {count - 1} more points come out right"
+    if other is None:
+        return said
+    if first.alike:
+        return f"{said}; {other.candidate.cause} explains it as well"
+    return f"{said}; the next best, {other.candidate.cause}, leaves {other.after.ratio:.3g}"

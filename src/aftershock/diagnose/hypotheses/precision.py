@@ -1,0 +1,130 @@
+"""Values rounded more than the target says."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import torch
+
+from aftershock.diagnose.arithmetic import TRUTH
+from aftershock.diagnose.functions import Tokens, capped, seen, split
+from aftershock.diagnose.hypotheses.changes import Change, Edit, computed
+from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place
+from aftershock.diagnose.hypotheses.rounding import TYPES, lower_than
+from aftershock.diagnose.points import KINDS as ALL
+from aftershock.diagnose.points import Point
+from aftershock.diagnose.replica import Compute, Replica
+from aftershock.diagnose.weights import Part
+
+LINEAR = ("q", "k", "v", "o", "gate", "up", "down", "router", "logits")
+
+NORMS = ("attn_norm", "q_norm", "k_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm", "final_norm")
+
+STEPS = (1, 8, 32, 128)
+"""Products that are summed up before the sum is rounded."""
+
+LEAST = 2 / 3
+"""Rounding explains an error that is no smaller than this share of its own."""
+
+
+def output_dtype(place: Place) -> Iterator[Candidate]:
+    """Values that a lower precision holds exactly."""
+    if not place.direct:
+        return
+    values = place.shown.values.double()
+    for lower in lower_than(place.replica.arithmetic.dtype, TYPES):
+        if torch.equal(lower.rounding(values), values):
+            change = _rounded(place.kind, lower.rounding)
+            own = str(place.replica.arithmetic.dtype).removeprefix("torch.")
+            yield Candidate("output_dtype", change, "output", lower.name, own, LEAST)
+
+
+def _rounded(kind: str, edit: Edit) -> Change:
+    """Values of a kind rounded, wherever there is rounding at all."""
+
+    def compute(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
+        own = replica.own(point, inputs, tokens)
+        return own if replica.arithmetic == TRUTH else edit(own)
+
+    return computed(kind, compute)
+
+
+def accumulation_dtype(place: Place) -> Iterator[Candidate]:
+    """Sums of products kept in a lower precision."""
+    if not place.direct:
+        return
+    for dtype in (torch.float16, torch.bfloat16):
+        for steps in STEPS:
+            yield _accumulated(place, dtype, f"products, {steps} at a time", _products(dtype, steps))
+
+
+def accumulation_of_norms(place: Place) -> Iterator[Candidate]:
+    """Squares and their mean in a lower precision."""
+    if not place.direct:
+        return
+    for dtype in (torch.float16, torch.bfloat16):
+        yield _accumulated(place, dtype, "squares", _squares(dtype))
+
+
+def accumulation_of_attention(place: Place) -> Iterator[Candidate]:
+    """Scores and softmax in a lower precision."""
+    if not place.direct:
+        return
+    for dtype in (torch.float16, torch.bfloat16):
+        yield _accumulated(place, dtype, "the softmax", _softmax(dtype))
+
+
+def _accumulated(place: Place, dtype: torch.dtype, what: str, compute: Compute) -> Candidate:
+    def rounded(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
+        chosen = replica.own if replica.arithmetic == TRUTH else partial(compute, replica)
+        return chosen(point, inputs, tokens)
+
+    name = str(dtype).removeprefix("torch.")
+    return Candidate("accumulation_dtype", computed(place.kind, rounded), f"sum of {what}", name, "float32", LEAST)
+
+
+def _products(dtype: torch.dtype, steps: int) -> Compute:
+    def compute(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
+        x, weight = inputs[0], replica.weights[Part(point.kind, point.layer)].to(inputs[0].dtype)
+        total = torch.zeros(len(x), len(weight), dtype=dtype, device=x.device)
+        for some, words in zip(torch.split(x, steps, -1), torch.split(weight, steps, -1), strict=True):
+            total += (some @ words.T).to(dtype)
+        bias = replica.weights.get(Part(point.kind, point.layer, "bias"))
+        return total.to(x.dtype) if bias is None else total.to(x.dtype) + bias.to(x.dtype)
+
+    return compute
+
+
+def _squares(dtype: torch.dtype) -> Compute:
+    def compute(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
+        norm = replica.architecture.norm(point.kind, point.layer)
+        weight = replica.weights[Part(point.kind, point.layer)].to(dtype)
+        x = split(inputs[0].to(dtype), norm.group or inputs[0].shape[-1])
+        y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps)
+        return (y * (norm.offset + weight).view(-1, x.shape[-1])).flatten(-2).to(inputs[0].dtype)
+
+    return compute
+
+
+def _softmax(dtype: torch.dtype) -> Compute:
+    def compute(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
+        attention = replica.architecture.layers[point.layer].attention
+        found = []
+        for own in tokens.requests:
+            q, k, v = (split(values[own], attention.channels).transpose(0, 1) for values in inputs)
+            k, v = (values[list(attention.reads)] for values in (k, v))
+            scores = capped((q @ k.transpose(-1, -2) * attention.scale).to(dtype), attention.softcap)
+            hidden = ~seen(own.stop - own.start, attention, q.device)
+            shares = torch.softmax(scores.masked_fill(hidden, -torch.inf), -1)
+            found.append((shares.to(q.dtype) @ v).transpose(0, 1).flatten(-2))
+        return torch.cat(found)
+
+    return compute
+
+
+HYPOTHESES = (
+    Hypothesis(ALL, "choice", output_dtype),
+    Hypothesis(NORMS, "free", accumulation_of_norms),
+    Hypothesis(("attention",), "free", accumulation_of_attention),
+    Hypothesis(LINEAR, "free", accumulation_dtype),
+)
+"""Values rounded more than they should be."""

@@ -1,0 +1,1 @@
+"""Which tensor of a target holds the values of which point: by the values themselves, not by names."""

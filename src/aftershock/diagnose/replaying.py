@@ -1,0 +1,62 @@
+"""One bundle through the replay: aligned, compared point by point, judged."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aftershock.capture import Bundle
+from aftershock.diagnose.alignment import Alignment, align
+from aftershock.diagnose.architecture import architecture_of
+from aftershock.diagnose.declared import arithmetic_of, tokens_of
+from aftershock.diagnose.functions import Tokens
+from aftershock.diagnose.judging import Judgement, judge
+from aftershock.diagnose.replay import Deviation, Target, deviations
+from aftershock.diagnose.replica import Replica
+from aftershock.diagnose.weights import weights_of
+from aftershock.errors import InputError
+from aftershock.models import LoadedModel
+
+STREAM = frozenset({"embedding", "attn_norm", "attn_residual", "mlp_norm", "residual", "final_norm"})
+"""Kinds that are as wide as the model. A target of the same model shows one of them that is right, at least."""
+
+
+RIGHT = ("value", "user")
+"""Evidence of a point that is known to be where it is."""
+
+
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """What a forced replay of a bundle showed."""
+
+    tokens: Tokens
+    alignment: Alignment
+    target: Target
+    deviations: Sequence[Deviation]
+    judgement: Judgement
+
+
+def replayed(replica: Replica, tokens: Tokens, bundle: Bundle, known: Alignment | None = None) -> Replayed:
+    """Align a bundle with a replica in its arithmetic and compare every point that it shows. Sources that `known` names
+    win over those that are found.
+
+    Raises InputError where nothing in the bundle has the shape of what the reference computes.
+    """
+    found = align(replica, tokens, bundle)
+    alignment = found if known is None else found.overridden(known)
+    target = alignment.target(bundle)
+    if not any(own.evidence in RIGHT and point.kind in STREAM for point, own in alignment.matches.items()):
+        raise InputError(
+            f"no value of the target ({bundle.manifest.model}) is one that the reference computes: give a target with "
+            "the reference's weights, or record more of its modules"
+        )
+    compared = deviations(replica, tokens, target)
+    return Replayed(tokens, alignment, target, compared, judge(compared, replica, tokens, target))
+
+
+def alignment_with(reference: LoadedModel, target: Bundle, known: Alignment | None = None) -> Alignment:
+    """Which of a target's values are which points of the reference's decoder; sources that `known` names win.
+
+    Raises InputError for a family without a replica.
+    """
+    replica = Replica(architecture_of(reference), weights_of(reference), arithmetic_of(target.manifest))
+    found = align(replica, tokens_of(target.manifest, reference.device), target)
+    return found if known is None else found.overridden(known)
