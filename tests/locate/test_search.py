@@ -163,6 +163,21 @@ def test_flips_that_hide_each_other_are_found(weights: dict[str, torch.Tensor]) 
     one.undo()
 
 
+def test_of_words_flipped_all_at_once_those_that_do_not_matter_stay_as_they_were(
+    weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = learnt(weights)
+    healthy = model_hash(model.module)
+    one = Search(model, rows_of(model))
+    flips = [(DOWN, 777, 14), (NORM, 5, 14)]
+    strike(one, flips)
+    suspects = [Suspect(*flip, 0.0, 20.0) for flip in [*flips, (Q, 77, 0)]]
+    monkeypatch.setattr(one, "_implausible", lambda: iter(suspects))
+    kept = one._jointly(one.text.refresh())
+    assert [each.suspect for each in kept] == suspects[:2]
+    assert model_hash(model.module) == healthy
+
+
 def test_passes_are_those_of_one_search(weights: dict[str, torch.Tensor]) -> None:
     model = learnt(weights)
     one = Search(model, rows_of(model))

@@ -254,10 +254,20 @@ def test_rows_begin_as_the_tokenizer_begins(special: str, first: list[int]) -> N
     ]
 
 
+def test_one_token_may_begin_and_end_a_text() -> None:
+    model = tiny_loaded("llama")
+    model.tokenizer.eos_token = "<bos>"
+    model.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 1)]
+    )
+    assert text_rows(model, WRITTEN, rows=3, length=20)[:, 0].tolist() == [1] * 3
+
+
 def test_a_text_may_be_just_long_enough() -> None:
     model = tiny_loaded("llama")
     assert text_rows(model, WRITTEN[:120], rows=4, length=30).shape == (4, 30)
     with pytest.raises(InputError, match="the text is too short: 4 pieces of 30 tokens are read, piece 4 has 29"):
         text_rows(model, WRITTEN[:116], rows=4, length=30)
-    with pytest.raises(InputError, match="too short"):
-        text_rows(model, "")
+    for few in ("", WRITTEN[:3]):
+        with pytest.raises(InputError, match="too short"):
+            text_rows(model, few, rows=16, length=3)
