@@ -23,11 +23,12 @@ from typing import Any
 
 import torch
 
-from aftershock.capture import Prompt, record, write_bundle
+from aftershock.capture import ENGINES, Prompt, engine_python, record, write_bundle
 from aftershock.diagnose import default_prompts, diagnose
+from aftershock.errors import InputError
 from aftershock.models import load
 from benchmarks.arguments import parser
-from benchmarks.diagnose_bundles import bundle_of
+from benchmarks.diagnose_bundles import bundle_of, captured
 from benchmarks.diagnose_scores import EKKA, Score, figures, missed, score
 from benchmarks.environment import environment
 from benchmarks.plants.building import clean_target, planted_target
@@ -48,12 +49,24 @@ def prompts_of(target: Target) -> tuple[Prompt, ...]:
 
 
 def run(case: Case) -> Score:
-    """Plant, capture and diagnose one case that runs in transformers."""
+    """Plant, capture and diagnose one case."""
     clean = clean_target(case)
-    bundle = bundle_of(planted_target(clean_target(case), case.plant), case)
-    begin = time.perf_counter()
-    found = diagnose(clean.model, bundle, prompts_of(clean))
-    return score(case, found, time.perf_counter() - begin)
+    with TemporaryDirectory() as scratch:
+        if case.engine == "transformers":
+            bundle = bundle_of(planted_target(clean_target(case), case.plant), case)
+        else:
+            bundle = captured(case, Path(scratch))
+        begin = time.perf_counter()
+        found = diagnose(clean.model, bundle, prompts_of(clean))
+        return score(case, found, time.perf_counter() - begin)
+
+
+def available(engine: str) -> bool:
+    """Whether an engine has an environment on this machine."""
+    try:
+        return engine_python(engine).exists()
+    except InputError:
+        return False
 
 
 def chosen(arguments: argparse.Namespace) -> Iterator[Case]:
@@ -138,7 +151,7 @@ def main() -> None:
     """Run the cases and print one JSON object on the last line."""
     options = parser(__doc__, "every fourth case on a tiny model, no timing")
     options.add_argument("--cases", default="*", metavar="GLOB", help="names of cases")
-    options.add_argument("--engines", nargs="+", default=["transformers"])
+    options.add_argument("--engines", nargs="+", default=[one for one in ENGINES if available(one)])
     options.add_argument("--lines", type=Path, help="a file that every case's score is appended to")
     arguments = options.parse_args()
     scores = list(scores_of(arguments))

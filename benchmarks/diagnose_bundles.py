@@ -1,13 +1,16 @@
-"""Bundles of planted targets that run in transformers. Part of `benchmarks.diagnose`."""
+"""Bundles of planted targets: in this process, for transformers, or in an engine's own environment. Part of
+`benchmarks.diagnose`."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from aftershock.capture import Bundle, Request, record
+from aftershock.capture import Bundle, Request, capture, record
 from benchmarks.plants.cases import Case
 from benchmarks.plants.running import generate
+from benchmarks.plants.runs import clean_request, suspect_request
 from benchmarks.plants.targets import Sampling, Target
 
 
@@ -34,6 +37,17 @@ def bundle_of(target: Target, case: Case) -> Bundle:
         "sampling": said(case.sampling) | {"max_new_tokens": steps},
     }
     return Bundle(bundle.manifest.model_copy(update={"requests": requests, "settings": settings}), bundle.tensors)
+
+
+def captured(case: Case, folder: Path) -> Bundle:
+    """What another engine computes with the error in it. Its options say the sampling that it should have done."""
+    asked = clean_request(case, folder / "clean").options
+    bundle = capture(case.engine, suspect_request(case, folder / "suspect"), folder / "bundle")
+    settings = bundle.manifest.settings
+    sampling = {"sampling": asked["sampling"]} if "sampling" in asked else {}
+    options = {**settings.get("options", {}), **sampling}
+    told = bundle.manifest.model_copy(update={"settings": {**settings, "options": options}})
+    return Bundle(told, bundle.tensors)
 
 
 def said(sampling: Sampling) -> dict[str, float]:

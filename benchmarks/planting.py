@@ -23,7 +23,7 @@ from aftershock.capture import CaptureRequest, capture
 from aftershock.errors import ContractError, InputError
 from benchmarks.plants.building import clean_target, planted_target
 from benchmarks.plants.cases import FOLDER, Case, Measured, all_cases, read_case
-from benchmarks.plants.operations import IN_REQUESTS
+from benchmarks.plants.operations import BY_ENGINE, IN_REQUESTS
 from benchmarks.plants.running import generate, logits_of
 from benchmarks.plants.runs import clean_request, suspect_request
 
@@ -99,8 +99,13 @@ def _in_engine(case: Case, clean: _Run, suspect: _Run) -> Measured:
     """The same from captures; the noise is that of transformers, at the tokens whose logits the engine gives."""
     if any(plant.operation in IN_REQUESTS and plant.operation != "run_with" for plant in case.plant):
         return _changed(clean.answers, suspect.answers)
-    noise = _noise(case, logits_of(clean_target(case)))
-    return _over_noise(_difference([suspect.logits], [clean.logits]), noise[clean.rows])
+    noise = _noise(case, logits_of(clean_target(case)))[clean.rows]
+    measured = _over_noise(_difference([suspect.logits], [clean.logits]), noise)
+    if not case.plant or any(plant.operation not in BY_ENGINE["transformers"] for plant in case.plant):
+        return measured
+    same = torch.cat(logits_of(planted_target(clean_target(case), case.plant)))[clean.rows]
+    apart = _over_noise(_difference([suspect.logits], [same]), noise)
+    return measured.model_copy(update={"apart_from_transformers": apart.effect_over_noise})
 
 
 def _noise(case: Case, low: list[torch.Tensor]) -> torch.Tensor:

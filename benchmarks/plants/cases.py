@@ -79,11 +79,13 @@ class Expected(_Entry):
 class Measured(_Entry):
     """What `python -m benchmarks.planting` measured: the planted error's effect on the logits over the noise of the
     case's dtype, of all tokens and largest against largest; for prompts and samplers the share of rows whose
-    tokens differ."""
+    tokens differ; and, where the same can be planted in transformers, how far the two engines' planted logits are
+    apart."""
 
     effect_over_noise: float | None = None
     largest_over_noise: float | None = None
     tokens_changed: float | None = None
+    apart_from_transformers: float | None = None
 
 
 class Case(_Entry):

@@ -8,6 +8,8 @@ from aftershock.diagnose.arithmetic import Arithmetic
 from aftershock.diagnose.declared import arithmetic_of, reference_dtype, tokens_of
 from aftershock.errors import InputError
 
+GGML = Arithmetic(torch.float32, cache=torch.float16, attention=torch.float16, gelu=torch.float16)
+
 
 def manifest_of(dtype="float32", engine="an engine", **settings):
     requests = (
@@ -32,8 +34,12 @@ def test_tokens_are_at_the_positions_that_they_should_have():
         (manifest_of("float64"), Arithmetic(torch.float64), "float32"),
         (manifest_of("stored"), Arithmetic(torch.float32, activation_bits=8), "float32"),
         (manifest_of("Q4_K_M"), Arithmetic(torch.float32, activation_bits=8), "float32"),
-        (manifest_of(engine="llama.cpp"), Arithmetic(torch.float32, cache=torch.float16), "float32"),
-        (manifest_of(engine="llama.cpp", options={"cache_type": "f32"}), Arithmetic(torch.float32), "float32"),
+        (manifest_of(engine="llama.cpp"), GGML, "float32"),
+        (
+            manifest_of(engine="llama.cpp", options={"cache_type": "f32"}),
+            Arithmetic(torch.float32, gelu=torch.float16),
+            "float32",
+        ),
         (
             manifest_of(arithmetic={"cache_dtype": "float8_e4m3fn", "activation_bits": 8}),
             Arithmetic(torch.float32, torch.float8_e4m3fn, 8),

@@ -192,3 +192,5 @@ def test_end_tokens_that_the_target_does_not_name_are_a_lead():
 def test_a_target_that_samples_nothing_or_was_told_to_go_on_is_not_checked():
     assert stop_rung([text()], {2}, LIMIT, {}).state == "not checked"
     assert stop_rung([text(2, 2)], {2}, Sampling(ignore_eos=True), {}).state == "not checked"
+    named = {"sampling": {"stop_token_ids": [2]}}
+    assert stop_rung([text(2, 2)], {2}, Sampling(ignore_eos=True), named).state == "differs"

@@ -9,6 +9,9 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from synthetic_diagnosis import COMMAND, divergent
+
+from aftershock.report import diagnosis_page
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OFFLINE = (
@@ -67,6 +70,15 @@ def test_every_chart_draws_its_data_and_nothing_is_asked_for(html, tmp_path):
         chart = chart[: chart.index("</svg>")]
         assert "<svg" in chart
         assert len(re.findall(r'aria-roledescription="point"', chart)) >= 3
+
+
+def test_the_charts_of_a_diagnosis_draw_too(tmp_path):
+    page = opened(diagnosis_page(divergent(), COMMAND), tmp_path)
+    assert 'data-drawn="2"' in page.dom
+    assert 'class="failed"' not in page.dom
+    assert page.console == ()
+    picture = page.dom[page.dom.index('id="chart-picture"') :]
+    assert len(re.findall(r'aria-roledescription="rect', picture)) >= 18
 
 
 def test_a_load_or_a_script_that_slipped_in_would_be_refused_and_seen(html, tmp_path):

@@ -47,14 +47,12 @@ class Alignment:
         Raises InputError for a bundle that lacks a tensor, or has other channels in it.
         """
         own = _ordered(catalogue(bundle), self.order)
-        missing = [
-            f"{place} ({point})"
-            for point, match in self.matches.items()
-            for place in match.source.places
-            if place not in own.by_place
-        ]
-        if missing:
-            raise InputError(f"the bundle lacks {missing[0]}, which the alignment names: align this bundle anew")
+        for point, match in self.matches.items():
+            if not own.has(match.source):
+                raise InputError(
+                    f"the bundle lacks {match.source}, where the alignment has {point}: align this bundle anew, or "
+                    "mend the file that names it"
+                )
         return {point: own.shown(match.source) for point, match in self.matches.items()}
 
     def overridden(self, other: "Alignment") -> "Alignment":

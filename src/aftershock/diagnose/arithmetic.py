@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
+from aftershock.diagnose.architecture import Attention
+from aftershock.diagnose.functions import Tokens, attended, attended_among
+
 _BLOCK = 32
 """Values that share a scale where activations are rounded to 8 bits, as GGUF's Q8_0 does."""
 
@@ -11,17 +14,34 @@ _BLOCK = 32
 @dataclass(frozen=True)
 class Arithmetic:
     """Values are rounded to `dtype` after each operation, keys and values to `cache` before they are attended to, the
-    inputs of linear maps to `activation_bits` in blocks of 32 with one scale, and what GELU takes and gives to `gelu`,
-    where given."""
+    inputs of linear maps to `activation_bits` in blocks of 32 with one scale, what attention multiplies keys and values
+    with to `attention`, and what GELU takes and gives to `gelu`, where given."""
 
     dtype: torch.dtype
     cache: torch.dtype | None = None
     activation_bits: int | None = None
+    attention: torch.dtype | None = None
     gelu: torch.dtype | None = None
 
     def cached(self, values: torch.Tensor) -> torch.Tensor:
         """Keys or values as attention reads them back."""
         return values if self.cache is None else values.to(self.cache).to(values.dtype)
+
+    def multiplied(self, values: torch.Tensor) -> torch.Tensor:
+        """Queries, or the softmax, as attention multiplies keys or values with them."""
+        return values if self.attention is None else values.to(self.attention).to(values.dtype)
+
+    def attended(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention: Attention, tokens: Tokens
+    ) -> torch.Tensor:
+        """`functions.attended` in this arithmetic."""
+        return attended(self.multiplied(q), self.cached(k), self.cached(v), attention, tokens, self.multiplied)
+
+    def attended_among(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention: Attention, counts: torch.Tensor
+    ) -> torch.Tensor:
+        """`functions.attended_among` in this arithmetic."""
+        return attended_among(self.multiplied(q), self.cached(k), self.cached(v), attention, counts, self.multiplied)
 
     def fed(self, values: torch.Tensor) -> torch.Tensor:
         """What a linear map multiplies; shape (tokens, channels)."""

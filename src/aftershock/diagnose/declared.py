@@ -28,7 +28,8 @@ def tokens_of(manifest: Manifest, device: torch.device) -> Tokens:
 def arithmetic_of(manifest: Manifest) -> Arithmetic:
     """The arithmetic that a bundle names: its dtype, and what `settings.arithmetic` says of `cache_dtype` and
     `activation_bits`. Where the dtype is a quantised format (`stored`, `Q4_1`), linear maps round their inputs to 8
-    bits and all else is computed in fp32, as llama.cpp does, which keeps keys and values in fp16 unless told otherwise.
+    bits and all else is computed in fp32, as llama.cpp does, which keeps keys and values in fp16 unless told otherwise,
+    multiplies them with values of the same type, and looks GELU up in a table of fp16.
 
     Raises InputError for a type that there is none of.
     """
@@ -37,9 +38,13 @@ def arithmetic_of(manifest: Manifest) -> Arithmetic:
     quantised = is_quantised(manifest.dtype)
     bits = named.get("activation_bits", 8 if quantised else None)
     cache = named.get("cache_dtype", _cache_of(manifest))
+    kept = None if cache is None else _dtype(cache, "cache_dtype")
+    ggml = manifest.engine.name == "llama.cpp"
     return Arithmetic(
         dtype=torch.float32 if quantised else _dtype(manifest.dtype, "dtype"),
-        cache=None if cache is None else _dtype(cache, "cache_dtype"),
+        cache=kept,
+        attention=kept if ggml else None,
+        gelu=torch.float16 if ggml else None,
         activation_bits=bits if isinstance(bits, int) and bits > 1 else None,
     )
 

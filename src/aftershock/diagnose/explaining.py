@@ -40,7 +40,7 @@ def explain(replica: Replica, tokens: Tokens, target: Target, judgement: Judgeme
             own = searched(scene, wrong) if missed[wrong.point.kind] < ATTEMPTS else Explained(wrong)
         if own.best is None:
             missed[wrong.point.kind] += 1
-        else:
+        elif all(own.best.candidate is not trial.candidate for trial in known):
             known.append(own.best)
         group = next((group for group in groups if _belongs(own, group[0])), None)
         if group is None:

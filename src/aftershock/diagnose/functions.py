@@ -4,6 +4,7 @@ They compute in the type of the values they get, as transformers does: norms, ro
 everything else in the type itself. In fp64 they are the truth that rounding is told from.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,15 @@ class Tokens:
         """The tokens of each request."""
         ends = torch.tensor(self.lengths).cumsum(0).tolist()
         return [slice(end - length, end) for end, length in zip(ends, self.lengths, strict=True)]
+
+
+Rounded = Callable[[torch.Tensor], torch.Tensor]
+"""Values as a lower precision has them, in their own type."""
+
+
+def unrounded(values: torch.Tensor) -> torch.Tensor:
+    """The values as they are."""
+    return values
 
 
 def wide(values: torch.Tensor) -> torch.Tensor:
@@ -73,18 +83,29 @@ def rotated(values: torch.Tensor, rotation: Rotation, channels: int, positions: 
     return torch.cat((pairs, rest), -1).flatten(-2)
 
 
-def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention: Attention, tokens: Tokens) -> torch.Tensor:
-    """softmax(scale x q k^T) v of each request, causal; shape (tokens, heads x channels)."""
-    return torch.cat(
-        [
-            attended_among(q[own], k[own], v[own], attention, seen(own.stop - own.start, attention, q.device))
-            for own in tokens.requests
-        ]
-    )
+def attended(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    attention: Attention,
+    tokens: Tokens,
+    rounded: Rounded = unrounded,
+) -> torch.Tensor:
+    """softmax(scale x q k^T) v of each request, causal, the softmax rounded; shape (tokens, heads x channels)."""
+    parts = []
+    for own in tokens.requests:
+        visible = seen(own.stop - own.start, attention, q.device)
+        parts.append(attended_among(q[own], k[own], v[own], attention, visible, rounded))
+    return torch.cat(parts)
 
 
 def attended_among(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention: Attention, counts: torch.Tensor
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    attention: Attention,
+    counts: torch.Tensor,
+    rounded: Rounded = unrounded,
 ) -> torch.Tensor:
     """softmax(scale x q k^T) v, where query i sees key j `counts[i, j]` times, shape (queries, keys)."""
     reads = list(attention.reads)
@@ -96,7 +117,7 @@ def attended_among(
     if attention.sinks is not None:
         sinks = torch.tensor(attention.sinks, dtype=scores.dtype, device=scores.device)
         scores = torch.cat((scores, sinks[:, None, None].expand(-1, len(q), 1)), -1)
-    shares = torch.softmax(scores, -1)[..., : len(k)].to(q.dtype)
+    shares = rounded(torch.softmax(scores, -1)[..., : len(k)].to(q.dtype))
     found: torch.Tensor = shares @ values
     return found.transpose(0, 1).flatten(-2)
 

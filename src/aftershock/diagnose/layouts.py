@@ -90,7 +90,14 @@ def channels_text(channels: Sequence[range]) -> str:
 
 def parse_channels(text: str) -> tuple[range, ...]:
     """What `channels_text` wrote. Raises ValueError for anything else, and for a negative or no channel."""
-    found = tuple(range(*map(int, part.split(":"))) for part in text.split(",") if part.strip())
-    if any(len(own) == 0 or own[0] < 0 or own[-1] < 0 for own in found):
+    return tuple(_range(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _range(text: str) -> range:
+    ends = text.split(":")
+    if len(ends) not in (2, 3):
+        raise ValueError(f"{text!r} is no range of channels such as 0:64 or 0:64:2")
+    found = range(*map(int, ends))
+    if len(found) == 0 or found[0] < 0 or found[-1] < 0:
         raise ValueError(f"{text!r} names channels that no tensor has")
     return found

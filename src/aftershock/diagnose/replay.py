@@ -21,6 +21,15 @@ LEAST_WIDE = 32.0
 """The same in fp32 and wider, where implementations of exp, tanh or rsqrt differ by some 1e-6."""
 
 
+OF_SUMS = ("attn_norm", "mlp_norm", "final_norm")
+"""Norms of the residual stream. Kernels that add and normalise at once take the sum as it is before it is rounded, so
+that these have the rounding of their input as noise."""
+
+ROUNDED = 0.045
+"""Mean square of the relative error of rounding, in squared units in the last place: 1/12, times the mean of 1/m^2 over
+significands m from 1 to 2, evenly in the logarithm."""
+
+
 @dataclass(frozen=True, eq=False)
 class Shown:
     """What a target shows of a point: values of some tokens, shape (rows, channels), and the numbers of those tokens
@@ -156,6 +165,8 @@ def deviation(replica: Replica, target: Target, point: Point, truth: torch.Tenso
     values = shown.values.to(truth.device, truth.dtype)
     error, noise = (_apart(own, truth) for own in (values, low.to(truth.dtype)))
     size = truth.nan_to_num(0.0, 0.0, 0.0).square()
+    if point.kind in OF_SUMS:
+        noise = noise + ROUNDED * torch.finfo(replica.arithmetic.dtype).eps ** 2 * size
     return Deviation(
         point=point,
         error=error.sum(-1),

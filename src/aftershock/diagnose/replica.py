@@ -14,7 +14,6 @@ from aftershock.diagnose.arithmetic import Arithmetic
 from aftershock.diagnose.functions import (
     Tokens,
     activated,
-    attended,
     capped,
     chosen,
     linear,
@@ -109,7 +108,7 @@ class Replica:
                 return rotated(inputs[0], attention.rotation, attention.channels, tokens.positions)
             case "attention":
                 q, k, v = inputs
-                return attended(q, self.arithmetic.cached(k), self.arithmetic.cached(v), attention, tokens)
+                return self.arithmetic.attended(q, k, v, attention, tokens)
             case "attn_residual" | "residual":
                 return inputs[0] + inputs[1] * layer.residual_multiplier
             case "activation":

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from aftershock.models import LoadedModel
-from hand_planted import Plant, after, diagnosed, layers_of
+from hand_planted import Plant, after, before, diagnosed, layers_of
 from tiny_models import tiny_loaded
 
 
@@ -69,6 +69,11 @@ def coarse_values(model: LoadedModel) -> None:
     after(layers_of(model)[1].self_attn.v_proj, lambda x: x.to(torch.float8_e4m3fn).to(x.dtype))
 
 
+def coarse_function(model: LoadedModel) -> None:
+    before(layers_of(model)[0].mlp.act_fn, lambda x: x.half().float())
+    after(layers_of(model)[0].mlp.act_fn, lambda x: x.half().float())
+
+
 def coarse_norm(model: LoadedModel) -> None:
     for layer in layers_of(model):
         norm = layer.post_attention_layernorm
@@ -97,6 +102,7 @@ def coarse_sums(model: LoadedModel) -> None:
     ("plant", "component", "cause", "found"),
     [
         (coarse_values, "v", "output_dtype", "float8_e4m3"),
+        (coarse_function, "activation", "output_dtype", "float16"),
         (coarse_norm, "mlp_norm", "accumulation_dtype", "bfloat16"),
         (coarse_sums, "down", "accumulation_dtype", "bfloat16"),
     ],

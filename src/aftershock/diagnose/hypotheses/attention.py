@@ -120,13 +120,13 @@ def _shifted(ahead: int) -> Callable[[Replica, Point, Sequence[torch.Tensor], To
 
     def compute(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
         attention = replica.architecture.layers[point.layer].attention
-        q, k, v = inputs[0], *map(replica.arithmetic.cached, inputs[1:])
+        q, k, v = inputs
         found = []
         for own in tokens.requests:
             length = own.stop - own.start
             counts = seen(length, replace(attention, causal=False), q.device).tril(ahead)
             counts[0, 0] = True
-            found.append(attended_among(q[own], k[own], v[own], attention, counts))
+            found.append(replica.arithmetic.attended_among(q[own], k[own], v[own], attention, counts))
         return torch.cat(found)
 
     return compute
@@ -135,8 +135,8 @@ def _shifted(ahead: int) -> Callable[[Replica, Point, Sequence[torch.Tensor], To
 def _run_together(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
     """Attention as if all requests were one."""
     attention = replica.architecture.layers[point.layer].attention
-    q, k, v = inputs[0], *map(replica.arithmetic.cached, inputs[1:])
-    return attended(q, k, v, attention, replace(tokens, lengths=(len(tokens.ids),)))
+    q, k, v = inputs
+    return replica.arithmetic.attended(q, k, v, attention, replace(tokens, lengths=(len(tokens.ids),)))
 
 
 def kv_head_mapping(place: Place) -> Iterator[Candidate]:

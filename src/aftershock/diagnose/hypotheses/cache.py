@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from aftershock.diagnose.architecture import Attention
-from aftershock.diagnose.functions import Tokens, attended
+from aftershock.diagnose.functions import Tokens
 from aftershock.diagnose.hypotheses.changes import Change, Edit, computed
 from aftershock.diagnose.hypotheses.fitting import best_number
 from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place, numbers
@@ -40,10 +40,11 @@ def _read(keys: Edit, values: Edit, readers: torch.Tensor) -> Change:
     """Attention whose `readers` have other keys and values."""
 
     def compute(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
-        q, k, v = inputs[0], *map(replica.arithmetic.cached, inputs[1:])
+        q, k, v = inputs
         attention = replica.architecture.layers[point.layer].attention
-        other = attended(q, keys(k), values(v), attention, tokens)
-        return other if readers.all() else torch.where(readers[:, None], other, attended(q, k, v, attention, tokens))
+        attend = replica.arithmetic.attended
+        other = attend(q, keys(k), values(v), attention, tokens)
+        return other if readers.all() else torch.where(readers[:, None], other, attend(q, k, v, attention, tokens))
 
     return computed("attention", compute)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from aftershock.diagnose.architecture import Attention
-from aftershock.diagnose.functions import Tokens, attended, attended_among, capped, seen, split
+from aftershock.diagnose.functions import Tokens, capped, seen, split
 from aftershock.diagnose.hypotheses.changes import computed
 from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place, listed
 from aftershock.diagnose.points import Point
@@ -138,8 +138,8 @@ def _reread(readings: Sequence[_Reading]) -> Compute:
 
     def compute(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
         attention = replica.architecture.layers[point.layer].attention
-        q, k, v = inputs[0], *map(replica.arithmetic.cached, inputs[1:])
-        found = attended(q, k, v, attention, tokens)
+        q, k, v = inputs
+        found = replica.arithmetic.attended(q, k, v, attention, tokens)
         k, v = (torch.cat((values, torch.zeros_like(values[:1]))) for values in (k, v))
         for own in readings:
             readers = torch.arange(own.since, own.request.stop)
@@ -151,7 +151,7 @@ def _reread(readings: Sequence[_Reading]) -> Compute:
                 counts[:, slot] -= reading
                 if source != UNREAD:
                     counts[:, source] += reading
-            found = found.index_copy(0, readers, attended_among(q[readers], k, v, attention, counts))
+            found = found.index_copy(0, readers, replica.arithmetic.attended_among(q[readers], k, v, attention, counts))
         return found
 
     return compute

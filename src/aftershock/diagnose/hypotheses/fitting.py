@@ -12,27 +12,44 @@ from aftershock.diagnose.hypotheses.place import Candidate, Place, chance
 VALLEYS = 3
 """How many valleys of a grid are searched for the best number."""
 
+ROUGH, FINE = 1e-4, 1e-8
+"""Relative precision of numbers, at first and where they explain something."""
+
+HOPE = 0.5
+"""Share of the error that a number must not leave to be worth more digits."""
+
 
 def best_number(place: Place, of: Callable[[float], Change], grid: Sequence[float]) -> float:
     """The number, of any size between the grid's ends, whose change leaves the least unexplained.
 
-    The grid (positive, ascending) has to be fine enough to tell the valleys apart; each of the deepest few is searched
-    by Brent's method in the logarithm. A round number that does as well is preferred.
+    The grid (positive, ascending) has to be fine enough to tell the valleys apart; the deepest few are searched by
+    Brent's method in the logarithm, and the best one to the end where it explains anything. A round number that does as
+    well is preferred.
     """
     errors = [math.inf, *(place.error(of(number)) for number in grid), math.inf]
     valleys = [own for own in range(len(grid)) if errors[own + 1] <= min(errors[own], errors[own + 2])]
-    found: list[tuple[float, float]] = []
-    for start in sorted(valleys, key=lambda own: errors[own + 1])[:VALLEYS]:
-        ends = grid[max(start - 1, 0)], grid[min(start + 1, len(grid) - 1)]
-        result = minimize_scalar(
-            lambda log: place.error(of(math.exp(log))),
-            bounds=[math.log(end) for end in ends],
-            method="bounded",
-            options={"xatol": 1e-8},
-        )
-        found.append((float(result.fun), math.exp(result.x)))
-    _, number = min(found)
+    deepest = sorted(valleys, key=lambda own: errors[own + 1])[:VALLEYS]
+    if not deepest:
+        return grid[0]
+    found = [_lowest(place, of, (grid[max(own - 1, 0)], grid[min(own + 1, len(grid) - 1)]), ROUGH) for own in deepest]
+    error, number = min(found)
+    if error > HOPE * float((place.expected - place.values).square().sum()):
+        return number
+    _, number = _lowest(place, of, (number / (1 + 10 * ROUGH), number * (1 + 10 * ROUGH)), FINE)
     return rounded(place, of, number)
+
+
+def _lowest(
+    place: Place, of: Callable[[float], Change], ends: tuple[float, float], apart: float
+) -> tuple[float, float]:
+    """The least error between two numbers, and where it is, to some difference of the logarithm."""
+    result = minimize_scalar(
+        lambda log: place.error(of(math.exp(log))),
+        bounds=[math.log(end) for end in ends],
+        method="bounded",
+        options={"xatol": apart},
+    )
+    return float(result.fun), math.exp(result.x)
 
 
 def rounded(place: Place, of: Callable[[float], Change], number: float) -> float:

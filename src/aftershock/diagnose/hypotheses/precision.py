@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from aftershock.diagnose.arithmetic import TRUTH
-from aftershock.diagnose.functions import Tokens, capped, seen, split
+from aftershock.diagnose.functions import Tokens, activated, capped, seen, split
 from aftershock.diagnose.hypotheses.changes import Change, Edit, computed
 from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place
 from aftershock.diagnose.hypotheses.rounding import TYPES, lower_than
@@ -36,6 +36,23 @@ def output_dtype(place: Place) -> Iterator[Candidate]:
             change = _rounded(place.kind, lower.rounding)
             own = str(place.replica.arithmetic.dtype).removeprefix("torch.")
             yield Candidate("output_dtype", change, "output", lower.name, own, LEAST)
+
+
+def function_dtype(place: Place) -> Iterator[Candidate]:
+    """What the activation function takes and gives rounded to a lower precision."""
+    own = str(place.replica.arithmetic.dtype).removeprefix("torch.")
+    for dtype in (torch.float16, torch.bfloat16):
+        if torch.finfo(dtype).eps > torch.finfo(place.replica.arithmetic.dtype).eps:
+            name = str(dtype).removeprefix("torch.")
+            yield Candidate("output_dtype", computed("activation", _looked_up(dtype)), "function", name, own)
+
+
+def _looked_up(dtype: torch.dtype) -> Compute:
+    def compute(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
+        gate = inputs[0] if len(inputs) == 2 else None
+        return activated(gate, inputs[-1], replica.architecture.layers[point.layer].activation, dtype)
+
+    return compute
 
 
 def _rounded(kind: str, edit: Edit) -> Change:
@@ -123,6 +140,7 @@ def _softmax(dtype: torch.dtype) -> Compute:
 
 HYPOTHESES = (
     Hypothesis(ALL, "choice", output_dtype),
+    Hypothesis(("activation",), "choice", function_dtype),
     Hypothesis(NORMS, "free", accumulation_of_norms),
     Hypothesis(("attention",), "free", accumulation_of_attention),
     Hypothesis(LINEAR, "free", accumulation_dtype),

@@ -20,7 +20,7 @@ KINDS = ("q_rope", "k_rope")
 LLAMA3 = ((8.0, 8192), (32.0, 8192))
 """Factors and original lengths of the scaling that Llama 3.1 and 3.2 have."""
 
-OFFSETS = (*range(1, 17), 32, 48, 64, 128, 256)
+OFFSETS = (*range(1, 17), 32, 64)
 """How far positions may be off."""
 
 Turned = Callable[[torch.Tensor], torch.Tensor]
@@ -141,7 +141,8 @@ def position_offset(place: Place) -> Iterator[Candidate]:
     if not _first(place):
         return
     for name, stretch in _stretches(place).items():
-        for kinds in (KINDS, ("q_rope",)):
+        # Attention sees no difference where queries and keys are all moved alike.
+        for kinds in (KINDS, ("q_rope",)) if place.direct or not stretch.all() else (("q_rope",),):
             moves = {offset: _at(_moved(offset * stretch), kinds) for size in OFFSETS for offset in (size, -size)}
             best = min(moves, key=lambda offset: place.error(moves[offset]))
             named = f"offset {name}" if kinds == KINDS else f"offset of queries {name}"

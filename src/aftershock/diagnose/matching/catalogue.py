@@ -78,13 +78,17 @@ class Catalogue:
         total = torch.stack([self.by_place[place].sample for place in source.places]).sum(0)
         return source.layout.of(total, ())
 
-    def holds(self, source: Source, width: int) -> bool:
-        """Whether a source's places are there, with as many channels as wanted."""
+    def has(self, source: Source) -> bool:
+        """Whether a source's places are there, for the same tokens, and have its channels."""
         if not all(place in self.by_place for place in source.places):
             return False
-        own = self.by_place[source.places[0]].width
-        picked = source.layout.channels
-        return (source.layout.width or own) == width and all(max(part[0], part[-1]) < own for part in picked)
+        values = [self.by_place[place] for place in source.places]
+        alike = {(value.width, tuple(value.tokens.tolist())) for value in values} if len(values) > 1 else {values[0]}
+        return len(alike) == 1 and all(max(own[0], own[-1]) < values[0].width for own in source.layout.channels)
+
+    def holds(self, source: Source, width: int) -> bool:
+        """Whether a source is there with as many channels as wanted."""
+        return self.has(source) and (source.layout.width or self.by_place[source.places[0]].width) == width
 
 
 def catalogue(bundle: Bundle) -> Catalogue:

@@ -33,7 +33,9 @@ _GROUPINGS: tuple[Grouping, ...] = ("all", "request", "pass")
 
 def tolerance_of(arithmetic: Arithmetic) -> float:
     """The deviation, as `apart` measures it, that a target's arithmetic explains."""
-    unit = torch.finfo(arithmetic.dtype).eps
+    types = [kind for kind in (arithmetic.dtype, arithmetic.cache, arithmetic.attention) if kind is not None]
+    # What is cached in fewer bits is averaged over, and makes some points alone coarser.
+    unit = min(max(torch.finfo(kind).eps for kind in types), torch.finfo(torch.bfloat16).eps)
     if arithmetic.activation_bits is not None:
         unit = max(unit, 2.0 ** (1 - arithmetic.activation_bits))
     return _UNITS * max(unit, _LEAST_UNIT)

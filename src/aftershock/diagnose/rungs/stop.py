@@ -17,7 +17,7 @@ def stop_rung(
     if not sampled or not ends:
         why = "the target samples nothing" if not sampled else "the reference has no token that ends a text"
         return Rung(name="stop", state="not checked", said=why)
-    if declared is not None and declared.ignore_eos:
+    if declared is not None and declared.ignore_eos and not _own_stops(settings):
         return Rung(name="stop", state="not checked", said="the target was asked to go on past the end of a text")
     limit = None if declared is None else declared.max_new_tokens
     findings = tuple(_findings(sampled, ends, limit)) or tuple(_declared_findings(ends, settings))
@@ -79,6 +79,12 @@ def declared_ends(settings: Mapping[str, Any]) -> set[int]:
         values = value if isinstance(value, list | tuple) else [value]
         found |= {token for token in values if isinstance(token, int)}
     return found
+
+
+def _own_stops(settings: Mapping[str, Any]) -> bool:
+    """Whether the target was given stop tokens by name."""
+    sampling = settings.get("sampling")
+    return isinstance(sampling, Mapping) and bool(sampling.get("stop_token_ids"))
 
 
 def _listed(ids: Collection[int]) -> str:
