@@ -11,7 +11,7 @@ Last, the time and the memory of one diagnosis of SmolLM2-135M by the command.
 import argparse
 import gc
 import json
-import resource
+import os
 import subprocess
 import sys
 import time
@@ -38,6 +38,14 @@ from benchmarks.plants.targets import Target
 MODEL = "demo:smollm2-135m"
 QUICK = 4
 """In a quick run every so many cases, tiny models alone."""
+
+TARGETS = (
+    ("all", "pass@1", 0.95),
+    ("all", "pass@5", 1.0),
+    ("all", "component@1", 1.0),
+    ("independent", "pass@1", 0.85),
+)
+"""Least shares of the detectable errors, by group."""
 
 TOKENS = 128
 """Most tokens of a prompt of the run that is timed."""
@@ -113,35 +121,32 @@ def cost(dtype: str) -> dict[str, Any]:
         gc.collect()
         command = [sys.executable, "-m", "aftershock.cli", "diagnose", "--reference", MODEL, "--target", str(bundle)]
         begin = time.perf_counter()
-        done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=False)
+        with (Path(scratch) / "stdout").open("wb") as stdout:
+            _, status, used = os.wait4(subprocess.Popen([*command, "--json"], stdout=stdout).pid, 0)
         seconds = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    return {"dtype": dtype, "tokens": tokens, "seconds": seconds, "peak_bytes": peak, "exit_code": done.returncode}
+    code = os.waitstatus_to_exitcode(status)
+    return {
+        "dtype": dtype,
+        "tokens": tokens,
+        "seconds": seconds,
+        "peak_bytes": used.ru_maxrss * 1024,
+        "exit_code": code,
+    }
 
 
 def checks(found: dict[str, Any], spent: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
     """One entry for each figure that the work set out to reach."""
-    targets = {
-        ("independent", "component@1"): EKKA["pass@1"],
-        ("independent", "component@5"): EKKA["pass@5"],
-        ("independent, in the vocabulary", "pass@1"): EKKA["pass@1"],
-    }
-    for (group, name), target in targets.items():
+    for group, name, target in TARGETS:
         if name in found.get(group, {}):
             value = found[group][name]["estimate"]
-            yield {
-                "name": f"{group}: {name}",
-                "value": value,
-                "target": target,
-                "unit": "share",
-                "met": value >= target,
-            }
+            met = value >= target
+            yield {"name": f"{group}: {name}", "value": value, "target": target, "unit": "share", "met": met}
     if "controls" in found:
         value = found["controls"]["false alarms"]["estimate"]
         yield {"name": "false alarms", "value": value, "target": 0.0, "unit": "share", "met": value <= 0.0}
     if spent is not None:
         for name, value, target, unit in (
-            ("one diagnosis of SmolLM2", spent["seconds"], 120.0, "s"),
+            ("one diagnosis of SmolLM2", spent["seconds"], 90.0, "s"),
             ("its peak memory", spent["peak_bytes"] / 2**30, 4.0, "GiB"),
         ):
             yield {"name": name, "value": value, "target": target, "unit": unit, "met": value <= target}

@@ -39,7 +39,8 @@ class Rotation:
     """Rotary embedding: pair j of a head's first 2 x len(frequencies) channels turns by position x frequencies[j].
 
     Pairs are channels (j, j + half) or, `interleaved`, (2j, 2j + 1). `magnitude` multiplies cosine and sine (YaRN);
-    `offset` is added to positions; angles are computed in `precision` where given, else in the values' (fp32 at least).
+    `offset` is added to positions; angles, cosines and sines are computed in `precision` where given, else in the
+    values' (fp32 at least).
     """
 
     theta: float

@@ -117,7 +117,7 @@ def _evidence(first: Explained, count: int) -> str:
         f"({wrong.where})"
     )
     if count > 1:
-        said += f", and {count - 1} more points come out right"
+        said += f", and {count - 1} more point{'s' if count > 2 else ''} come{'' if count > 2 else 's'} out right"
     if other is None:
         return said
     if first.alike:

@@ -72,7 +72,8 @@ def rotated(values: torch.Tensor, rotation: Rotation, channels: int, positions: 
     precision = rotation.precision or wide(values).dtype
     frequencies = torch.tensor(rotation.frequencies, dtype=torch.float64, device=values.device).to(precision)
     angles = ((positions + rotation.offset).to(precision)[:, None] * frequencies).double()
-    cos, sin = ((own * rotation.magnitude).to(values.dtype)[:, None] for own in (angles.cos(), angles.sin()))
+    table = (own.to(precision) * rotation.magnitude for own in (angles.cos(), angles.sin()))
+    cos, sin = (own.to(values.dtype)[:, None] for own in table)
     turned, rest = x[..., :turning], x[..., turning:]
     if rotation.interleaved:
         first, second = turned[..., 0::2], turned[..., 1::2]

@@ -40,7 +40,12 @@ class Explained:
     @property
     def alike(self) -> bool:
         """Whether the other one explains as well, as far as chance lets them be told apart."""
-        if self.best is None or self.other is None or not self.other.explained:
+        if (
+            self.best is None
+            or self.other is None
+            or not self.other.explained
+            or self.other.backing < self.best.backing
+        ):
             return False
         return self.other.left <= self.best.left * (1 + tolerance(self.best))
 

@@ -50,12 +50,12 @@ def tried(place: Place, candidate: Candidate, hypothesis: Hypothesis, wrong: fro
     _, held = halves(place.wrong.ratios)
     explained = _healed(place.wrong, after, candidate.least) and not is_wrong(after.of(held))
     backing = 0
-    if explained and not place.direct:
-        others = _others(place)
+    others = _others(place, candidate)
+    if explained and others:
         healthy = {point for point in others if not is_wrong(place.deviation(candidate.change, point))}
         explained = wrong.issuperset(others - healthy)
         backing = len(healthy & wrong)
-    return Trial(candidate, hypothesis, place.kind, place.layers, after, explained, backing)
+    return Trial(candidate, hypothesis, candidate.blamed or place.kind, place.layers, after, explained, backing)
 
 
 def _healed(before: Deviation, after: Deviation, least: float) -> bool:
@@ -65,8 +65,14 @@ def _healed(before: Deviation, after: Deviation, least: float) -> bool:
     return enough and not is_wrong(after)
 
 
-def _others(place: Place) -> set[Point]:
-    """Other points in which the same computation is hidden."""
+def _others(place: Place, candidate: Candidate) -> set[Point]:
+    """Other points in which the same computation is hidden, and those that the candidate names."""
+    named = {Point(kind, layer) for kind in candidate.besides for layer in place.layers}
+    found = named & place.target.keys() - {place.point}
+    return found if place.direct else found | _hiding(place)
+
+
+def _hiding(place: Place) -> set[Point]:
     hidden = {Point(place.kind, layer) for layer in place.layers}
     near = {*place.layers, *(layer + 1 for layer in place.layers), -1}
     return {

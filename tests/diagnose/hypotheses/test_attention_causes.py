@@ -60,6 +60,19 @@ def with_larger_values(_: int, q: Any, k: Any, v: Any, mask: Any, scale: float) 
     return attended(q, k, v * 1.25, mask, scale)
 
 
+def with_larger_rows(_: int, q: Any, k: Any, v: Any, mask: Any, scale: float) -> Any:
+    return attended(q, k * 1.25, v * 1.5, mask, scale)
+
+
+def with_a_block_of_earlier_rows(_: int, q: Any, k: Any, v: Any, mask: Any, scale: float) -> Any:
+    found = attended(q, k, v, mask, scale)
+    if q.shape[2] > 48:
+        k, v = k.clone(), v.clone()
+        k[:, :, 24:48], v[:, :, 24:48] = k[:, :, :24], v[:, :, :24]
+        found[:, :, 48:] = attended(q, k, v, mask, scale)[:, :, 48:]
+    return found
+
+
 def with_coarse_rows(_: int, q: Any, k: Any, v: Any, mask: Any, scale: float) -> Any:
     k, v = (own.to(torch.float8_e4m3fn).to(own.dtype) for own in (k, v))
     return attended(q, k, v, mask, scale)
@@ -111,6 +124,14 @@ def with_empty_rows(_: int, q: Any, k: Any, v: Any, mask: Any, scale: float) -> 
         ("llama", reading_by_turns, "kv_head_mapping", "0, 1, 0, 1"),
         ("llama", reading_the_first, "kv_head_mapping", "0, 0, 1, 0"),
         ("llama", with_larger_values, "kv_scale", 1.25),
+        ("llama", with_larger_rows, "kv_scale", "1.25 and 1.5"),
+        (
+            "llama",
+            with_a_block_of_earlier_rows,
+            "kv_stale",
+            "tokens 24-47 of request 0, tokens 24-47 of request 2 read as tokens 0-23 of request 0, tokens 0-23 of "
+            "request 2",
+        ),
         ("llama", with_coarse_rows, "kv_precision", "float8_e4m3"),
         ("llama", with_sinks, "attention_sink", "0.5, -0.5, 1.0, 0.0"),
         ("llama", with_rows_unread, "kv_missing", "tokens 8-15 of request 0, tokens 8-15 of request 2 not read"),

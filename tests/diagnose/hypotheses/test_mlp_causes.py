@@ -69,6 +69,23 @@ def test_functions_that_differ_little_are_told_apart_in_fp32() -> None:
     assert (finding.cause, finding.found, finding.reference) == ("activation_function", "gelu_pytorch_tanh", "silu")
 
 
+def in_parallel(model: LoadedModel) -> None:
+    layer = layers_of(model)[1]
+
+    def forward(x: torch.Tensor, **given: Any) -> torch.Tensor:
+        added = layer.self_attn(layer.input_layernorm(x), **given)[0]
+        return x + added + layer.mlp(layer.post_attention_layernorm(x))
+
+    layer.forward = forward
+
+
+def test_an_mlp_beside_attention_has_a_norm_of_what_enters() -> None:
+    _, (finding,) = diagnosed(tiny_loaded("llama"), in_parallel)
+    assert (finding.component, finding.cause, finding.layers) == ("mlp_norm", "norm_order", (1,))
+    assert finding.found == "what enters the layer"
+    assert "as well" not in finding.evidence
+
+
 def normalised(model: LoadedModel) -> None:
     for layer in layers_of(model):
         layer.mlp.gate.norm_topk_prob = True
@@ -108,7 +125,7 @@ def shares(score: Any, factor: float = 1.0) -> Plant:
     [
         (normalised, "router_normalisation", "divided by their sum"),
         (one_expert, "router_top_k", 1),
-        (shares(torch.sigmoid), "router_softmax_order", "sigmoid"),
+        (shares(torch.sigmoid), "router_normalisation", "by a sigmoid"),
         (shares(lambda logits: torch.softmax(logits, -1), 2.5), "router_scaling", 2.5),
         (experts_swapped, "expert_order", "1, 0, 2, 3"),
         (expert_lost, "expert_missing", 2),

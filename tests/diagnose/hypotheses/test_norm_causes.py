@@ -65,6 +65,14 @@ def of_the_attention_alone(model: LoadedModel) -> None:
     before(layer.post_attention_layernorm, lambda _: added[-1])
 
 
+def of_the_sum(model: LoadedModel) -> None:
+    """The norm after the MLP is of the sum with the residual."""
+    layer = layers_of(model)[1]
+    entering: list[torch.Tensor] = []
+    before(layer.pre_feedforward_layernorm, lambda x: entering.append(x) or x)
+    before(layer.post_feedforward_layernorm, lambda x: x + entering[-1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("family", "plant", "component", "cause", "found", "layers"),
@@ -78,6 +86,7 @@ def of_the_attention_alone(model: LoadedModel) -> None:
         ("llama", wrong_word, "attn_norm", "norm_weight", "1 of 32 words differ", (1,)),
         ("qwen3", no_qk_norm, "q_norm", "qk_norm_missing", None, (0, 1)),
         ("gemma2", no_post_norm, "post_attn_norm", "norm_order", "missing", (0,)),
+        ("gemma2", of_the_sum, "post_mlp_norm", "norm_order", "the sum with the residual", (1,)),
         ("llama", of_the_attention_alone, "mlp_norm", "norm_order", "o, without the residual", (1,)),
     ],
 )

@@ -53,6 +53,7 @@ def at_positions(moved: Callable[[torch.Tensor], torch.Tensor]) -> Plant:
         (turning_at(1e4), "rope_scaling", "none", {"rope_parameters": LLAMA3}),
         (at_positions(lambda own: own + 3 * (own >= 20)), "position_offset", 3, {}),
         (at_positions(lambda own: own - 32 * (own >= 32)), "position_reset", ..., {}),
+        (at_positions(lambda own: own % 16), "position_reset", "start again every 16 tokens", {}),
     ],
 )
 def test_the_cause_of_a_wrong_rotation(
@@ -89,6 +90,7 @@ def of_half_the_channels(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) 
     ("turned", "cause", "found"),
     [
         (interleaved, "rope_layout", "interleaved"),
+        (lambda x, cos, sin: halved(x, cos, -sin), "rope_layout", "backwards"),
         (of_half_the_channels, "rope_partial", 4),
         (lambda x, _, __: x, "rope_missing", "q and k"),
     ],

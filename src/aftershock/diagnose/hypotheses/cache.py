@@ -7,7 +7,7 @@ import torch
 from aftershock.diagnose.architecture import Attention
 from aftershock.diagnose.functions import Tokens
 from aftershock.diagnose.hypotheses.changes import Change, Edit, computed
-from aftershock.diagnose.hypotheses.fitting import best_number
+from aftershock.diagnose.hypotheses.fitting import best_number, scale
 from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place, numbers
 from aftershock.diagnose.hypotheses.rounding import TYPES, grouped, lower_than
 from aftershock.diagnose.points import Point
@@ -62,6 +62,26 @@ def kv_scale(place: Place) -> Iterator[Candidate]:
 
             factor = best_number(place, of, numbers(1 / 64, 64, 25))
             yield Candidate("kv_scale", of(factor), f"factor of {which}{when}", factor, 1.0)
+        yield from _both_scaled(place, when, readers)
+
+
+def _both_scaled(place: Place, when: str, readers: torch.Tensor) -> Iterator[Candidate]:
+    """Keys and values times a factor each. Attention is linear in values, so that theirs follows by least squares."""
+    if not place.direct or not readers.all():
+        return
+
+    def of_keys(factor: float) -> Change:
+        return _read(lambda own: own * factor, _same, readers)
+
+    def of(factor: float) -> Change:
+        values = scale(place.values, place.truth(place.changed(of_keys(factor))))
+        return _read(lambda own: own * factor, lambda own: own * values, readers)
+
+    factor = best_number(place, of, numbers(1 / 64, 64, 25))
+    values = scale(place.values, place.truth(place.changed(of_keys(factor))))
+    yield Candidate(
+        "kv_scale", of(factor), f"factors of keys and values{when}", f"{factor:.4g} and {values:.4g}", "1 and 1"
+    )
 
 
 def kv_precision(place: Place) -> Iterator[Candidate]:

@@ -5,7 +5,7 @@ row is in both follows from linear equations, one for each channel of each token
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -62,7 +62,7 @@ def kv_rows(place: Place) -> Iterator[Candidate]:
     if not place.direct:
         return
     for share in (0.5, 0.0):
-        for solve in (_smooth, _few):
+        for solve in (_within, _smooth, _few):
             readings = [_reading(place, request, share, solve) for request in place.tokens.requests]
             kept = [own for own in readings if own is not None]
             if kept:
@@ -104,6 +104,14 @@ def _equations(place: Place, request: slice, own: torch.Tensor) -> _Equations:
     left = -(terms * visible[None, :, :, None]).sum(2)
     noise = float(place.wrong.noise.sum()) / (len(place.wrong.noise) * place.values.shape[-1])
     return _Equations(terms.transpose(2, 3).flatten(0, 2), left.flatten(), visible.any(0), noise)
+
+
+def _within(equations: _Equations) -> torch.Tensor:
+    """The same where tokens read rows of their own request alone, if others than they should."""
+    inside = replace(equations, terms=equations.terms[:, equations.own])
+    found = torch.zeros(len(equations.own), dtype=equations.terms.dtype)
+    found[equations.own] = _smooth(replace(inside, own=equations.own[equations.own]))
+    return found
 
 
 def _smooth(equations: _Equations) -> torch.Tensor:

@@ -31,11 +31,12 @@ def _mixture(place: Place) -> Mixture:
 
 
 def router_normalisation(place: Place) -> Iterator[Candidate]:
-    """Shares divided by their sum, or not."""
+    """Shares divided by their sum, or not; shares by a sigmoid."""
     own = _mixture(place).normalised
     words = {True: "divided by their sum", False: "as they are"}
     change = in_mixture(lambda mixture: replace(mixture, normalised=not mixture.normalised))
     yield Candidate("router_normalisation", change, "shares", words[not own], words[own])
+    yield Candidate("router_normalisation", _shared(_sigmoid), "shares", "by a sigmoid", "by a softmax")
 
 
 def router_top_k(place: Place) -> Iterator[Candidate]:
@@ -47,9 +48,9 @@ def router_top_k(place: Place) -> Iterator[Candidate]:
 
 
 def router_softmax_order(place: Place) -> Iterator[Candidate]:
-    """Shares by a sigmoid, or by a softmax over those that were chosen by one already."""
-    for name, shares in {"sigmoid": _sigmoid, "softmax of the chosen shares": _twice}.items():
-        yield Candidate("router_softmax_order", _shared(shares), "shares", name, "softmax, then the largest")
+    """Shares by a softmax over those that were chosen by one already."""
+    said = "softmax of the chosen shares", "softmax, then the largest"
+    yield Candidate("router_softmax_order", _shared(_twice), "shares", *said)
 
 
 def _sigmoid(logits: torch.Tensor, mixture: Mixture) -> torch.Tensor:

@@ -7,10 +7,10 @@ from functools import partial
 import torch
 
 from aftershock.diagnose.functions import Tokens, activated
-from aftershock.diagnose.hypotheses.changes import Change, after, computed, in_layer, with_values
+from aftershock.diagnose.hypotheses.changes import Change, after, computed, in_layer, joined, with_values
 from aftershock.diagnose.hypotheses.fitting import number, rounded
 from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place, numbers
-from aftershock.diagnose.points import Point
+from aftershock.diagnose.points import ENTERING, Point
 from aftershock.diagnose.replica import Compute, Replica
 
 ACTIVATIONS = (
@@ -117,11 +117,29 @@ def norm_order(place: Place) -> Iterator[Candidate]:
     yield Candidate("norm_order", computed(place.kind, plus, (norm, added)), "added to", f"the output of {norm}")
 
 
+def in_parallel(place: Place) -> Iterator[Candidate]:
+    """The MLP fed with what enters the layer. Where the sum after attention shows as the input of the MLP's norm alone,
+    it looks as if attention were not added; but the layer's output has all three."""
+    branches = [
+        last if place.replica.has(last, place.layer) else plain if place.replica.has(plain, place.layer) else "expert"
+        for last, plain in (("post_attn_norm", "o"), ("post_mlp_norm", "down"))
+    ]
+
+    def whole(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
+        return inputs[0] + inputs[1] + inputs[2]
+
+    change = joined(computed("attn_residual", partial(_side, 0)), computed("residual", whole, (ENTERING, *branches)))
+    besides = ("attn_residual", "residual")
+    said = "input", "what enters the layer", "the sum after attention"
+    yield Candidate("norm_order", change, *said, blamed="mlp_norm", besides=besides)
+
+
 HYPOTHESES = (
     Hypothesis(("activation",), "choice", activation_function),
     Hypothesis(("activation",), "choice", gate_up_swapped),
     Hypothesis(("activation",), "number", activation_clamped),
     Hypothesis(RESIDUALS, "choice", norm_order),
+    Hypothesis(RESIDUALS, "choice", in_parallel),
     Hypothesis(RESIDUALS, "number", residual),
 )
 """What can be wrong with activations and residual sums."""

@@ -17,6 +17,9 @@ from aftershock.diagnose.weights import Part
 
 KINDS = ("attn_norm", "q_norm", "k_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm", "final_norm")
 
+SUMS = {"post_attn_norm": (ENTERING, "o"), "post_mlp_norm": ("attn_residual", "down")}
+"""The norms of what is added to the residual, and both sides of that sum."""
+
 SHARDS = (2, 4, 8)
 """Into how many parts tensors may have been cut."""
 
@@ -123,8 +126,12 @@ def _nothing(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tok
     return inputs[0]
 
 
+def _of_sum(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
+    return replica.own(point, (inputs[0] + inputs[1],), tokens)
+
+
 def norm_order(place: Place) -> Iterator[Candidate]:
-    """A norm of what another norm, or the other side of the sum, was to be of; no norm at all."""
+    """A norm of what another norm was to be of, of the other side of the sum, or of the sum itself; no norm at all."""
     if place.kind in ("q_norm", "k_norm"):
         yield Candidate("qk_norm_missing", computed(place.kind, _nothing))
         if not place.direct:
@@ -134,6 +141,10 @@ def norm_order(place: Place) -> Iterator[Candidate]:
         yield Candidate("norm_order", computed("mlp_norm", _same, (ENTERING,)), "input", "what enters the layer")
         last = "post_attn_norm" if place.replica.has("post_attn_norm", place.layer) else "o"
         yield Candidate("norm_order", computed("mlp_norm", _same, (last,)), "input", f"{last}, without the residual")
+    if place.kind in SUMS:
+        yield Candidate(
+            "norm_order", computed(place.kind, _of_sum, SUMS[place.kind]), "input", "the sum with the residual"
+        )
     yield Candidate("norm_order", computed(place.kind, _nothing), "norm", "missing")
 
 

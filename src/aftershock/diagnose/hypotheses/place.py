@@ -23,7 +23,8 @@ class Candidate:
     """A possible cause: what the replica has to compute otherwise, and the parameter that says so in numbers or words.
 
     `least` is the ratio below which the change explains too much: above 0 for changes that only allow for more
-    rounding.
+    rounding. `blamed` is the component where it is not the place's own kind, and `besides` are other kinds of the layer
+    that have to come out right with it.
     """
 
     cause: str
@@ -32,6 +33,8 @@ class Candidate:
     found: float | str | None = None
     reference: float | str | None = None
     least: float = 0.0
+    blamed: str | None = None
+    besides: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -106,8 +107,10 @@ def _llama3(frequencies: Sequence[float], factor: float, length: int) -> tuple[f
 
 
 def rope_layout(place: Place) -> Iterator[Candidate]:
-    """Neighbouring channels paired where halves of the head are, or the other way round."""
+    """Neighbouring channels paired where halves of the head are, or the other way round; pairs turned backwards."""
     if _first(place):
+        back = _frequencies(tuple(-frequency for frequency in _rotation(place).frequencies))
+        yield Candidate("rope_layout", back, "turned", "backwards", "forwards")
         words = {True: "interleaved", False: "halves"}
         own = _rotation(place).interleaved
         flipped = in_rotation(lambda rotation: replace(rotation, interleaved=not rotation.interleaved))
@@ -154,7 +157,7 @@ def _moved(by: torch.Tensor) -> Turned:
 
 
 def position_reset(place: Place) -> Iterator[Candidate]:
-    """Positions that start again at 0, or that run on from one request to the next."""
+    """Positions that start again at 0, once or in every chunk, or that run on from one request to the next."""
     if not _first(place):
         return
     order = torch.arange(len(place.tokens.ids))
@@ -163,6 +166,9 @@ def position_reset(place: Place) -> Iterator[Candidate]:
         starts = [int(stretch[own].to(torch.int8).argmax()) for own in place.tokens.requests]
         back = torch.repeat_interleave(torch.tensor(starts), torch.tensor(place.tokens.lengths)) * stretch
         yield Candidate("position_reset", _at(_moved(-back), KINDS), "positions", f"start again {name}")
+        for every in sorted({start for start in starts if start}):
+            again = _at(partial(torch.remainder, other=every), KINDS)
+            yield Candidate("position_reset", again, "positions", f"start again every {every} tokens")
 
 
 def _stretches(place: Place) -> dict[str, torch.Tensor]:
