@@ -105,7 +105,7 @@ def scores_of(arguments: argparse.Namespace) -> Iterator[Score]:
 
 
 def cost(dtype: str) -> dict[str, Any]:
-    """Seconds and peak memory of the command on a clean bundle of SmolLM2, and of its reference alone."""
+    """Seconds and peak memory of the command on a clean bundle of SmolLM2."""
     with TemporaryDirectory() as scratch:
         bundle = Path(scratch) / "bundle"
         model = load(MODEL, dtype)

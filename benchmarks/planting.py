@@ -23,7 +23,7 @@ from aftershock.capture import CaptureRequest, capture
 from aftershock.errors import ContractError, InputError
 from benchmarks.plants.building import clean_target, planted_target
 from benchmarks.plants.cases import FOLDER, Case, Measured, all_cases, read_case
-from benchmarks.plants.operations import BY_ENGINE, IN_REQUESTS
+from benchmarks.plants.operations import BY_ENGINE, IN_OPTIONS, IN_REQUESTS
 from benchmarks.plants.running import generate, logits_of
 from benchmarks.plants.runs import clean_request, suspect_request
 
@@ -96,12 +96,16 @@ def _in_transformers(case: Case) -> Measured:
 
 
 def _in_engine(case: Case, clean: _Run, suspect: _Run) -> Measured:
-    """The same from captures; the noise is that of transformers, at the tokens whose logits the engine gives."""
-    if any(plant.operation in IN_REQUESTS and plant.operation != "run_with" for plant in case.plant):
+    """The same from captures; the noise is that of transformers, at the tokens whose logits the engine gives. Where
+    the prompts' own tokens differ there is nothing else to compare."""
+    asked = [[prompt for prompt, _ in run.answers] for run in (clean, suspect)]
+    in_requests = any(plant.operation in IN_REQUESTS and plant.operation != "run_with" for plant in case.plant)
+    if in_requests or asked[0] != asked[1]:
         return _changed(clean.answers, suspect.answers)
     noise = _noise(case, logits_of(clean_target(case)))[clean.rows]
     measured = _over_noise(_difference([suspect.logits], [clean.logits]), noise)
-    if not case.plant or any(plant.operation not in BY_ENGINE["transformers"] for plant in case.plant):
+    elsewhere = BY_ENGINE["transformers"] - set(IN_OPTIONS)
+    if not case.plant or any(plant.operation not in elsewhere for plant in case.plant):
         return measured
     same = torch.cat(logits_of(planted_target(clean_target(case), case.plant)))[clean.rows]
     apart = _over_noise(_difference([suspect.logits], [same]), noise)

@@ -1,5 +1,6 @@
 """What a tiny transformers model shows of its points, mapped by hand: a target that needs no alignment."""
 
+import re
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -16,17 +17,31 @@ from aftershock.models import LoadedModel
 
 _KINDS = {
     "input_layernorm": "attn_norm",
+    "ln_1": "attn_norm",
+    "self_attn_layer_norm": "attn_norm",
     "self_attn.q_proj": "q",
     "self_attn.k_proj": "k",
     "self_attn.v_proj": "v",
     "self_attn.q_norm": "q_norm",
     "self_attn.k_norm": "k_norm",
     "self_attn.o_proj": "o",
+    "self_attn.out_proj": "o",
+    "attn.c_proj": "o",
     "post_attention_layernorm": "mlp_norm",
+    "ln_2": "mlp_norm",
+    "final_layer_norm": "mlp_norm",
     "mlp.gate_proj": "gate",
+    "mlp.shared_expert.gate_proj": "gate",
     "mlp.up_proj": "up",
+    "mlp.shared_expert.up_proj": "up",
+    "mlp.c_fc": "up",
+    "fc1": "up",
     "mlp.down_proj": "down",
+    "mlp.shared_expert.down_proj": "down",
+    "mlp.c_proj": "down",
+    "fc2": "down",
     "mlp.gate": "router",
+    "mlp.shared_expert_gate": "shared_router",
     "mlp.experts": "expert",
     "": "residual",
 }
@@ -35,7 +50,7 @@ _SANDWICH = {
     "pre_feedforward_layernorm": "mlp_norm",
     "post_feedforward_layernorm": "post_mlp_norm",
 }
-_OUTSIDE = {"model.embed_tokens": "embedding", "model.norm": "final_norm"}
+_FINAL = ("model.norm", "transformer.ln_f", "model.decoder.final_layer_norm")
 _INPUTS = {"o": "attention", "down": "activation"}
 
 
@@ -62,22 +77,25 @@ def shown_by(model: LoadedModel, prompts: Sequence[Sequence[int]]) -> tuple[Toke
 
 def _points(bundle: Bundle, entry: Record, names: dict[str, str]) -> Iterator[tuple[Point, Shown]]:
     values = bundle.output(entry).flatten(1)
-    if entry.module in _OUTSIDE:
-        yield Point(_OUTSIDE[entry.module]), Shown(values)
-    if not entry.module.startswith("model.layers."):
+    if entry.module in _FINAL:
+        yield Point("final_norm"), Shown(values)
+    if entry.layer is None:
         return
-    number, _, inside = entry.module.removeprefix("model.layers.").partition(".")
+    number = entry.layer
+    inside = re.sub(r"^.*?\.(layers|h)\.\d+\.?", "", entry.module)
     if len(entry.shares) > 1:
         channel = torch.arange(values.shape[-1])
         for share in entry.shares:
             within = channel % share.period
             own = (within >= share.offset) & (within < share.offset + share.length)
-            yield Point(share.component, int(number)), Shown(values[:, own])
+            yield Point(share.component, number), Shown(values[:, own])
         return
     kind = names.get(inside)
     if kind is None:
         return
     entering = bundle.input(entry)
     if kind in _INPUTS and entering is not None:
-        yield Point(_INPUTS[kind], int(number)), Shown(entering.flatten(1))
-    yield Point(kind, int(number)), Shown(values)
+        yield Point(_INPUTS[kind], number), Shown(entering.flatten(1))
+    if kind == "attn_norm" and number == 0 and entering is not None:
+        yield Point("embedding"), Shown(entering.flatten(1))
+    yield Point(kind, number), Shown(values)

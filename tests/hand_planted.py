@@ -48,7 +48,7 @@ def diagnosed(
 
 def layers_of(model: LoadedModel) -> Any:
     """The layers of a model."""
-    return model.module.get_submodule("model.layers")
+    return next(part for name, part in model.module.named_modules() if name.endswith((".layers", ".h")))
 
 
 def modelling(model: LoadedModel) -> ModuleType:

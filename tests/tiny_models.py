@@ -45,7 +45,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", _GEMMA),
     "gemma3": ("gemma3_text", {**_GEMMA, "layer_types": ["sliding_attention", "full_attention"]}),
     "phi3": ("phi3", _DECODER),
-    "opt": ("opt", {**_DECODER, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "opt": ("opt", {**_DECODER, "ffn_dim": 48}),
     "gpt2": ("gpt2", {**_TOKENS, "n_layer": 2, "n_embd": 32, "n_inner": 48, "n_head": 4, "n_positions": 512}),
     "gpt_neox": ("gpt_neox", _DECODER),
     "mixtral": ("mixtral", {**_DECODER, "num_local_experts": 4, "sliding_window": None}),

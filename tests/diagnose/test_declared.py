@@ -1,14 +1,19 @@
 """What a bundle says of its tokens and its arithmetic."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from aftershock.capture import Engine, Manifest, Request
 from aftershock.diagnose.arithmetic import Arithmetic
 from aftershock.diagnose.declared import arithmetic_of, reference_dtype, tokens_of
+from aftershock.diagnose.functions import angles_in_turn
 from aftershock.errors import InputError
 
-GGML = Arithmetic(torch.float32, cache=torch.float16, attention=torch.float16, gelu=torch.float16)
+GGML = Arithmetic(
+    torch.float32, cache=torch.float16, attention=torch.float16, gelu=torch.float16, angles=angles_in_turn
+)
 
 
 def manifest_of(dtype="float32", engine="an engine", **settings):
@@ -37,7 +42,12 @@ def test_tokens_are_at_the_positions_that_they_should_have():
         (manifest_of(engine="llama.cpp"), GGML, "float32"),
         (
             manifest_of(engine="llama.cpp", options={"cache_type": "f32"}),
-            Arithmetic(torch.float32, gelu=torch.float16),
+            Arithmetic(torch.float32, gelu=torch.float16, angles=angles_in_turn),
+            "float32",
+        ),
+        (
+            manifest_of(engine="llama.cpp", options={"cache_type": "f32", "flash_attention": True}),
+            replace(GGML, sums=torch.float16),
             "float32",
         ),
         (

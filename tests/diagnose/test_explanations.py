@@ -91,8 +91,36 @@ def test_each_layer_may_have_a_parameter_of_its_own() -> None:
         for layer, factor in zip(layers_of(model), (2, 3), strict=True):
             layer.self_attn.v_proj.weight.mul_(factor)
 
-    _, (finding,) = diagnosed(tiny_loaded("llama"), plant)
-    assert (finding.component, finding.cause, finding.found, finding.layers) == ("v", "weight_scale", 2, (0, 1))
+    _, findings = diagnosed(tiny_loaded("llama"), plant)
+    assert [(own.component, own.cause, own.found, own.layers) for own in findings] == [
+        ("v", "weight_scale", 2, (0,)),
+        ("v", "weight_scale", 3, (1,)),
+    ]
+
+
+def test_errors_of_one_kind_in_components_apart_are_not_one() -> None:
+    def plant(model: LoadedModel) -> None:
+        layers_of(model)[0].self_attn.q_proj.weight.mul_(2)
+        layers_of(model)[1].mlp.down_proj.weight.mul_(2)
+        model.module.get_submodule("model.norm").weight.fill_(1)
+        layers_of(model)[0].input_layernorm.weight.fill_(1)
+
+    _, findings = diagnosed(tiny_loaded("llama"), plant)
+    assert [(own.component, own.cause, own.layers) for own in findings] == [
+        ("attn_norm", "norm_weight", (0,)),
+        ("q", "weight_scale", (0,)),
+        ("down", "weight_scale", (1,)),
+        ("final_norm", "norm_weight", ()),
+    ]
+
+
+def test_a_wrong_row_in_a_layer_and_one_after_the_layers_are_both_found() -> None:
+    def plant(model: LoadedModel) -> None:
+        layers_of(model)[0].self_attn.q_proj.weight[3] *= -1
+        model.module.get_submodule("lm_head").weight[3] *= -1
+
+    _, findings = diagnosed(tiny_loaded("llama"), plant)
+    assert [(own.component, own.layers) for own in findings] == [("q", (0,)), ("logits", ())]
 
 
 def test_a_hidden_computation_is_blamed_only_where_all_that_depends_on_it_agrees() -> None:

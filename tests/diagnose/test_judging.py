@@ -13,7 +13,20 @@ from hand_made import replica_of, shown_by
 from hand_planted import PROMPTS, diagnosed, layers_of
 from tiny_models import tiny_loaded
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "mixtral", "qwen3_moe")
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "mixtral",
+    "qwen3_moe",
+    "qwen2_moe",
+    "gpt2",
+    "opt",
+)
 
 WIDE = {"hidden_size": 64, "intermediate_size": 160, "num_key_value_heads": 1}
 

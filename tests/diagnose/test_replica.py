@@ -12,7 +12,20 @@ from hand_made import replica_of, shown_by
 from hand_planted import PROMPTS
 from tiny_models import tiny_loaded
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "mixtral", "qwen3_moe")
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "mixtral",
+    "qwen3_moe",
+    "qwen2_moe",
+    "gpt2",
+    "opt",
+)
 
 
 def values_of(replica: Replica, tokens: object) -> dict[Point, torch.Tensor]:

@@ -60,6 +60,6 @@ def _prompt(line: str, where: str) -> Prompt:
         found = CaptureRequest(model="", prompts=(prompt,)).prompts[0]
     except (ValueError, RecursionError, ValidationError):
         found = ()
-    if not found:
+    if not found or (isinstance(found[0], dict) and not all({"role", "content"} <= turn.keys() for turn in found)):
         raise InputError(f"{where} is no prompt: write a JSON string, a list of token ids, or a list of messages")
     return found

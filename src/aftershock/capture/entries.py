@@ -145,7 +145,7 @@ class Request(Entry):
             raise ValueError(f"request {self.id} has {len(self.tokens)} tokens and {len(self.positions)} positions")
         if self.prompt_tokens is not None and self.prompt_tokens > len(self.tokens):
             raise ValueError(f"request {self.id} has {self.prompt_tokens} prompt tokens among {len(self.tokens)}")
-        if min(*self.tokens, *self.positions, 0) < 0:
+        if min(*self.tokens, *self.positions, *self.sampled, 0) < 0:
             raise ValueError(f"request {self.id} has a negative token or position")
         return self
 

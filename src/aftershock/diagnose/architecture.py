@@ -6,21 +6,8 @@ from typing import Any
 
 import torch
 
-from aftershock.errors import InputError
+from aftershock.diagnose.families import Family, family_of
 from aftershock.models import LoadedModel
-
-FAMILIES: tuple[str, ...] = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma2",
-    "gemma3_text",
-    "phi3",
-    "mixtral",
-    "qwen3_moe",
-)
-"""Model types, as in `config.json`, that there is a replica of."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +86,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A whole decoder."""
+    """A whole decoder. Where positions are learned, position p reads row `learned_from` + p of their table."""
 
     family: str
     layers: tuple[Layer, ...]
@@ -107,6 +94,7 @@ class Architecture:
     embedding_multiplier: float = 1.0
     logit_multiplier: float = 1.0
     logit_softcap: float | None = None
+    learned_from: int | None = None
 
     def norm(self, kind: str, layer: int) -> Norm:
         """The norm that makes a kind of point in a layer. Raises KeyError where there is none."""
@@ -129,62 +117,59 @@ class Architecture:
 def architecture_of(model: LoadedModel) -> Architecture:
     """The architecture of a loaded model, from its configuration and the frequencies that it turns by.
 
-    Raises InputError for a family without a replica.
+    Raises InputError for a family, or a variant of one, without a replica.
     """
     config: Any = model.module.config
-    family = config.model_type
-    if family not in FAMILIES:
-        raise InputError(
-            f"{model.spec} is of the family {family}, whose components are not known one by one: take one of "
-            f"{', '.join(FAMILIES)}"
-        )
-    gemma = family.startswith("gemma")
-    norm = Norm(config.rms_norm_eps, offset=1.0 if gemma else 0.0)
+    own = family_of(model)
+    norm = Norm(_eps(config, own), own.norm_offset, own.centred)
     layers = tuple(
         Layer(
             attn_norm=norm,
-            attention=_attention(model, number),
+            attention=_attention(model, own, number),
             mlp_norm=norm,
-            activation=config.hidden_activation if gemma else config.hidden_act,
-            post_attn_norm=norm if gemma else None,
-            post_mlp_norm=norm if gemma else None,
-            mixture=_mixture(config),
+            activation=getattr(config, own.activation),
+            post_attn_norm=norm if own.sandwiched else None,
+            post_mlp_norm=norm if own.sandwiched else None,
+            mixture=_mixture(config, own, number),
         )
         for number in range(config.num_hidden_layers)
     )
     scale = dict(model.module.named_buffers()).get("model.embed_tokens.embed_scale")
     return Architecture(
-        family=family,
+        family=config.model_type,
         layers=layers,
         final_norm=norm,
         # Rounded as the model rounds it.
         embedding_multiplier=1.0 if scale is None else float(scale.to(model.dtype)),
         logit_softcap=getattr(config, "final_logit_softcapping", None),
+        learned_from=own.learned_from,
     )
 
 
-def _attention(model: LoadedModel, number: int) -> Attention:
+def _eps(config: Any, family: Family) -> float:
+    found: float = getattr(config, family.eps) if isinstance(family.eps, str) else family.eps
+    return found
+
+
+def _attention(model: LoadedModel, family: Family, number: int) -> Attention:
     config: Any = model.module.config
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    channels = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = next(site for site in model.components.cached if site.layer == number)
+    heads, kv_heads, channels = config.num_attention_heads, kept.heads, kept.channels
     kinds = getattr(config, "layer_types", None)
     kind = kinds[number] if kinds else None
     # Families without kinds of layers have one window for all of them.
     sliding = kind == "sliding_attention" if kinds else True
     scalar = getattr(config, "query_pre_attn_scalar", None)
-    per_head = {"qwen3": 0.0, "qwen3_moe": 0.0, "gemma3_text": 1.0}
     return Attention(
         heads=heads,
         kv_heads=kv_heads,
         channels=channels,
         scale=(scalar or channels) ** -0.5,
         reads=tuple(head * kv_heads // heads for head in range(heads)),
-        rotation=_rotation(model, kind),
+        rotation=_rotation(model, kind) if family.learned_from is None else None,
         window=(getattr(config, "sliding_window", None) or None) if sliding else None,
         softcap=getattr(config, "attn_logit_softcapping", None),
-        norm=Norm(config.rms_norm_eps, per_head[config.model_type], group=channels)
-        if config.model_type in per_head
-        else None,
+        norm=Norm(_eps(config, family), family.norm_offset, group=channels) if family.normed_heads else None,
     )
 
 
@@ -201,9 +186,10 @@ def _rotation(model: LoadedModel, kind: str | None) -> Rotation:
     )
 
 
-def _mixture(config: Any) -> Mixture | None:
-    if config.model_type == "mixtral":
-        return Mixture(config.num_local_experts, config.num_experts_per_tok, normalised=True)
-    if config.model_type == "qwen3_moe":
-        return Mixture(config.num_experts, config.num_experts_per_tok, normalised=config.norm_topk_prob)
-    return None
+def _mixture(config: Any, family: Family, number: int) -> Mixture | None:
+    dense = number in (getattr(config, "mlp_only_layers", None) or ())
+    if family.experts is None or dense or (number + 1) % getattr(config, "decoder_sparse_step", 1):
+        return None
+    # A family without this choice has its shares divided.
+    normalised = getattr(config, "norm_topk_prob", True)
+    return Mixture(getattr(config, family.experts), config.num_experts_per_tok, normalised)

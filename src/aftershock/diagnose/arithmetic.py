@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from aftershock.diagnose.architecture import Attention
-from aftershock.diagnose.functions import Tokens, attended, attended_among
+from aftershock.diagnose.architecture import Attention, Rotation
+from aftershock.diagnose.functions import Angles, Tokens, angles, attended, attended_among, one_by_one, rotated, softly
 
 _BLOCK = 32
 """Values that share a scale where activations are rounded to 8 bits, as GGUF's Q8_0 does."""
@@ -15,13 +15,20 @@ _BLOCK = 32
 class Arithmetic:
     """Values are rounded to `dtype` after each operation, keys and values to `cache` before they are attended to, the
     inputs of linear maps to `activation_bits` in blocks of 32 with one scale, what attention multiplies keys and values
-    with to `attention`, and what GELU takes and gives to `gelu`, where given."""
+    with to `attention`, the sums of a fused attention that adds values up one by one to `sums`, and what GELU takes and
+    gives to `gelu`, where given. `angles` are those that queries and keys turn by."""
 
     dtype: torch.dtype
     cache: torch.dtype | None = None
     activation_bits: int | None = None
     attention: torch.dtype | None = None
+    sums: torch.dtype | None = None
     gelu: torch.dtype | None = None
+    angles: Angles = angles
+
+    def turned(self, values: torch.Tensor, rotation: Rotation, channels: int, positions: torch.Tensor) -> torch.Tensor:
+        """`functions.rotated` in this arithmetic."""
+        return rotated(values, rotation, channels, positions, self.angles)
 
     def cached(self, values: torch.Tensor) -> torch.Tensor:
         """Keys or values as attention reads them back."""
@@ -31,17 +38,26 @@ class Arithmetic:
         """Queries, or the softmax, as attention multiplies keys or values with them."""
         return values if self.attention is None else values.to(self.attention).to(values.dtype)
 
+    def weighed(self, scores: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """What attention makes of scores and values; see `functions.Weigh`."""
+        if self.sums is not None:
+            return one_by_one(scores, values, self.sums)
+        if self.attention is None:
+            return softly(scores, values)
+        found: torch.Tensor = self.multiplied(torch.softmax(scores, -1)[..., : values.shape[1]]) @ values
+        return found
+
     def attended(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention: Attention, tokens: Tokens
     ) -> torch.Tensor:
         """`functions.attended` in this arithmetic."""
-        return attended(self.multiplied(q), self.cached(k), self.cached(v), attention, tokens, self.multiplied)
+        return attended(self.multiplied(q), self.cached(k), self.cached(v), attention, tokens, self.weighed)
 
     def attended_among(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention: Attention, counts: torch.Tensor
     ) -> torch.Tensor:
         """`functions.attended_among` in this arithmetic."""
-        return attended_among(self.multiplied(q), self.cached(k), self.cached(v), attention, counts, self.multiplied)
+        return attended_among(self.multiplied(q), self.cached(k), self.cached(v), attention, counts, self.weighed)
 
     def fed(self, values: torch.Tensor) -> torch.Tensor:
         """What a linear map multiplies; shape (tokens, channels)."""

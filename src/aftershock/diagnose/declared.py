@@ -1,15 +1,28 @@
-"""What a bundle declares of itself, as the replay needs it: its tokens, and the arithmetic it computes in."""
+"""What a bundle declares of itself, as the replay needs it: its tokens, the arithmetic it computes in, where it ends."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from aftershock.capture import Manifest
 from aftershock.diagnose.arithmetic import Arithmetic
-from aftershock.diagnose.functions import Tokens
+from aftershock.diagnose.functions import Tokens, angles, angles_in_turn
 from aftershock.errors import InputError
+
+_COMPUTED_IN: Mapping[str, torch.dtype] = MappingProxyType(
+    {
+        "float64": torch.float32,
+        "float32": torch.float32,
+        "float16": torch.float16,
+        "bfloat16": torch.bfloat16,
+    }
+)
+"""What the replay computes in for a target of a dtype."""
+
+_LISTED = f"{', '.join(_COMPUTED_IN)}, stored, or a format of GGUF files such as Q8_0"
 
 
 def tokens_of(manifest: Manifest, device: torch.device) -> Tokens:
@@ -27,11 +40,14 @@ def tokens_of(manifest: Manifest, device: torch.device) -> Tokens:
 
 def arithmetic_of(manifest: Manifest) -> Arithmetic:
     """The arithmetic that a bundle names: its dtype, and what `settings.arithmetic` says of `cache_dtype` and
-    `activation_bits`. Where the dtype is a quantised format (`stored`, `Q4_1`), linear maps round their inputs to 8
-    bits and all else is computed in fp32, as llama.cpp does, which keeps keys and values in fp16 unless told otherwise,
-    multiplies them with values of the same type, and looks GELU up in a table of fp16.
+    `activation_bits`. For float64 it is fp32's: norms, softmax and rotations are computed in that by models of
+    transformers whatever their type. Where the dtype is a quantised format (`stored`, `Q4_1`), linear maps round their
+    inputs to 8 bits and all else is computed in fp32, as llama.cpp does. That keeps keys and values in fp16 unless told
+    otherwise, multiplies them with values of the same type, looks GELU up in a table of fp16, and has each angle of a
+    rotation from the one before it. Its fused attention casts keys and values to fp16 in any case, and adds values up
+    in it where a request has few tokens.
 
-    Raises InputError for a type that there is none of.
+    Raises InputError for a type that nothing is computed in.
     """
     settings = manifest.settings.get("arithmetic")
     named: Mapping[str, Any] = settings if isinstance(settings, Mapping) else {}
@@ -40,13 +56,24 @@ def arithmetic_of(manifest: Manifest) -> Arithmetic:
     cache = named.get("cache_dtype", _cache_of(manifest))
     kept = None if cache is None else _dtype(cache, "cache_dtype")
     ggml = manifest.engine.name == "llama.cpp"
+    fused = ggml and bool(_option(manifest, "flash_attention"))
     return Arithmetic(
-        dtype=torch.float32 if quantised else _dtype(manifest.dtype, "dtype"),
+        dtype=torch.float32 if quantised else _computed_in(manifest.dtype),
         cache=kept,
         attention=kept if ggml else None,
+        sums=kept if fused else None,
         gelu=torch.float16 if ggml else None,
+        angles=angles_in_turn if ggml else angles,
         activation_bits=bits if isinstance(bits, int) and bits > 1 else None,
     )
+
+
+def cut_short(manifests: Sequence[Manifest]) -> Iterator[str]:
+    """What can't be seen of bundles that are not complete, a sentence each."""
+    for manifest in manifests:
+        if not manifest.complete:
+            engine, last = manifest.engine.name, manifest.requests[-1].id
+            yield f"what {engine} would have computed after it failed: its bundle is incomplete, request {last} the last"
 
 
 def is_quantised(dtype: str) -> bool:
@@ -62,9 +89,20 @@ def reference_dtype(dtype: str) -> str:
 def _cache_of(manifest: Manifest) -> str | None:
     if manifest.engine.name != "llama.cpp":
         return None
+    wide = _option(manifest, "cache_type") == "f32" and not _option(manifest, "flash_attention")
+    return None if wide else "float16"
+
+
+def _option(manifest: Manifest, name: str) -> Any:
+    """What the engine was asked for, None where nothing was."""
     options = manifest.settings.get("options")
-    asked = options.get("cache_type") if isinstance(options, Mapping) else None
-    return None if asked == "f32" else "float16"
+    return options.get(name) if isinstance(options, Mapping) else None
+
+
+def _computed_in(name: str) -> torch.dtype:
+    if name not in _COMPUTED_IN:
+        raise InputError(f"the bundle's dtype is {name}, which nothing is computed in: write one of {_LISTED}")
+    return _COMPUTED_IN[name]
 
 
 def _dtype(name: Any, key: str) -> torch.dtype:

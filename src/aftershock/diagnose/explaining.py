@@ -8,6 +8,7 @@ import torch
 from aftershock.diagnose.diagnosis import Finding
 from aftershock.diagnose.functions import Tokens
 from aftershock.diagnose.judging import Judgement, Wrong
+from aftershock.diagnose.points import LINEAR
 from aftershock.diagnose.replay import Target
 from aftershock.diagnose.replica import Replica
 from aftershock.diagnose.searching import Explained, Scene, again, searched
@@ -17,7 +18,8 @@ from aftershock.diagnose.weights import Part
 ATTEMPTS = 2
 """A kind of points that nothing explains is searched in so many layers, and in the others only for known causes."""
 
-LINEAR = ("q", "k", "v", "o", "gate", "up", "down", "router", "logits")
+TOGETHER = ({"q", "k", "v"}, {"gate", "up"}, {"q_norm", "k_norm"}, {"q_rope", "k_rope"})
+"""Components that one piece of code, or one tensor, often has in it."""
 
 FEW = 4
 """A few outputs are no more than one in so many."""
@@ -42,7 +44,7 @@ def explain(replica: Replica, tokens: Tokens, target: Target, judgement: Judgeme
             missed[wrong.point.kind] += 1
         elif all(own.best.candidate is not trial.candidate for trial in known):
             known.append(own.best)
-        group = next((group for group in groups if _belongs(own, group[0])), None)
+        group = next((group for group in groups if _belongs(own, group)), None)
         if group is None:
             groups.append([own])
         else:
@@ -50,15 +52,21 @@ def explain(replica: Replica, tokens: Tokens, target: Target, judgement: Judgeme
     return tuple(_finding(group, replica) for group in groups)
 
 
-def _belongs(own: Explained, first: Explained) -> bool:
-    """Whether two points are wrong for one reason: the same cause, in the same kind, with the same parameter, or in the
-    structure of tensors that lie together."""
-    if own.best is None or first.best is None:
-        return own.best is first.best and own.wrong.point.kind == first.wrong.point.kind
-    if own.best.candidate.cause != first.best.candidate.cause:
+def _belongs(own: Explained, group: Sequence[Explained]) -> bool:
+    """Whether a point is wrong for the reason of others: the same cause in the same component, with the same parameter
+    where it is a choice or a number; or the same change of what lies together with it, in the same layer."""
+    first = group[0]
+    one, other = own.best, first.best
+    if one is None or other is None:
+        return one is other and own.wrong.point.kind == first.wrong.point.kind
+    if one.candidate.cause != other.candidate.cause:
         return False
-    structure = own.best.hypothesis is first.best.hypothesis and own.best.hypothesis.freedom == "structure"
-    return structure or own.best.kind == first.best.kind or own.best.found == first.best.found
+    alike = one.found == other.found
+    if one.component == other.component:
+        return alike or one.hypothesis.freedom in ("structure", "free")
+    together = any({one.component, other.component} <= kinds for kinds in TOGETHER)
+    beside = own.wrong.point.layer in {each.wrong.point.layer for each in group}
+    return together and beside and (alike or one.hypothesis is other.hypothesis)
 
 
 def _finding(group: Sequence[Explained], replica: Replica) -> Finding:
@@ -77,7 +85,7 @@ def _finding(group: Sequence[Explained], replica: Replica) -> Finding:
     if chosen is None:
         return said.model_copy(update=_by_elimination(first.wrong, replica))
     found = {
-        "component": chosen.kind,
+        "component": chosen.component,
         "cause": chosen.candidate.cause,
         "parameter": chosen.candidate.parameter,
         "found": _rounded(chosen.candidate.found),

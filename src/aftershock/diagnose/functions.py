@@ -32,13 +32,9 @@ class Tokens:
         return [slice(end - length, end) for end, length in zip(ends, self.lengths, strict=True)]
 
 
-Rounded = Callable[[torch.Tensor], torch.Tensor]
-"""Values as a lower precision has them, in their own type."""
-
-
-def unrounded(values: torch.Tensor) -> torch.Tensor:
-    """The values as they are."""
-    return values
+Weigh = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Values, shape (heads, keys, channels), weighed by the softmax of scores, shape (heads, queries, keys or more): the
+softmax is over all scores, those beyond the keys have no value. Shape (heads, queries, channels)."""
 
 
 def wide(values: torch.Tensor) -> torch.Tensor:
@@ -59,20 +55,44 @@ def normalised(values: torch.Tensor, norm: Norm, weight: torch.Tensor, bias: tor
     x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps)
     own = wide(weight.to(values.dtype)) if values.dtype != torch.float64 else weight.double()
     own = own.view(-1, x.shape[-1])
-    # Gemma multiplies before it rounds, others after.
-    y = x * (norm.offset + own) if norm.offset else wide(x.to(values.dtype)) * own
+    # LayerNorm and Gemma multiply before they round, others after.
+    fused = norm.centred or norm.offset
+    y = x * (norm.offset + own) if fused else wide(x.to(values.dtype)) * own
     y = y.flatten(-2)
     return (y if bias is None else y + wide(bias.to(y.dtype))).to(values.dtype)
 
 
-def rotated(values: torch.Tensor, rotation: Rotation, channels: int, positions: torch.Tensor) -> torch.Tensor:
+Angles = Callable[[Rotation, torch.Tensor, torch.dtype], torch.Tensor]
+"""What pairs turn by at some positions, shape (tokens, pairs), in radians, computed in some type."""
+
+
+def angles(rotation: Rotation, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Positions times frequencies; see `Angles`."""
+    frequencies = torch.tensor(rotation.frequencies, dtype=torch.float64, device=positions.device).to(dtype)
+    return positions.to(dtype)[:, None] * frequencies
+
+
+def angles_in_turn(rotation: Rotation, positions: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Each pair's angle from the one before it, times theta^(-1 / pairs), as ggml has it; see `Angles`."""
+    count = len(rotation.frequencies)
+    step = torch.tensor(rotation.theta ** (-1 / count), dtype=dtype, device=positions.device)
+    found = [positions.to(dtype)]
+    for _ in range(1, count):
+        found.append(found[-1] * step)
+    plain = rotation.theta ** (-torch.arange(count, dtype=torch.float64) / count)
+    scaling = torch.tensor(rotation.frequencies, dtype=torch.float64) / plain
+    return torch.stack(found, -1) * scaling.to(positions.device, dtype)
+
+
+def rotated(
+    values: torch.Tensor, rotation: Rotation, channels: int, positions: torch.Tensor, angles_of: Angles = angles
+) -> torch.Tensor:
     """Queries or keys, shape (tokens, heads x channels), turned by their positions (RoFormer, arXiv 2104.09864)."""
     x = split(values, channels)
     turning = 2 * len(rotation.frequencies)
     precision = rotation.precision or wide(values).dtype
-    frequencies = torch.tensor(rotation.frequencies, dtype=torch.float64, device=values.device).to(precision)
-    angles = ((positions + rotation.offset).to(precision)[:, None] * frequencies).double()
-    table = (own.to(precision) * rotation.magnitude for own in (angles.cos(), angles.sin()))
+    turned_by = angles_of(rotation, positions + rotation.offset, precision).double()
+    table = (own.to(precision) * rotation.magnitude for own in (turned_by.cos(), turned_by.sin()))
     cos, sin = (own.to(values.dtype)[:, None] for own in table)
     turned, rest = x[..., :turning], x[..., turning:]
     if rotation.interleaved:
@@ -84,19 +104,37 @@ def rotated(values: torch.Tensor, rotation: Rotation, channels: int, positions: 
     return torch.cat((pairs, rest), -1).flatten(-2)
 
 
+def softly(scores: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """Weighed all at once, the softmax in the type of the values; see `Weigh`."""
+    found: torch.Tensor = torch.softmax(scores, -1)[..., : values.shape[1]].to(values.dtype) @ values
+    return found
+
+
+def one_by_one(scores: torch.Tensor, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Weighed key by key into a sum of some type, which is shrunk where a larger score comes, as fused kernels do
+    (FlashAttention, arXiv 2205.14135, algorithm 1); see `Weigh`."""
+    top = scores.cummax(-1).values
+    shares = (scores - top).exp().nan_to_num(0.0)
+    shrunk = torch.nn.functional.pad((top[..., :-1] - top[..., 1:]).exp().nan_to_num(0.0), (1, 0))
+    total = torch.zeros_like(scores[..., :1])
+    summed = torch.zeros(*scores.shape[:-1], values.shape[-1], dtype=dtype, device=values.device)
+    for key in range(scores.shape[-1]):
+        share, shrink = shares[..., key, None], shrunk[..., key, None]
+        total = total * shrink + share
+        summed = (summed * shrink).to(dtype)
+        if key < values.shape[1]:
+            summed = (summed + share * values[:, key, None]).to(dtype)
+    return (summed / total).to(values.dtype)
+
+
 def attended(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    attention: Attention,
-    tokens: Tokens,
-    rounded: Rounded = unrounded,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attention: Attention, tokens: Tokens, weigh: Weigh = softly
 ) -> torch.Tensor:
-    """softmax(scale x q k^T) v of each request, causal, the softmax rounded; shape (tokens, heads x channels)."""
+    """softmax(scale x q k^T) v of each request, causal; shape (tokens, heads x channels)."""
     parts = []
     for own in tokens.requests:
         visible = seen(own.stop - own.start, attention, q.device)
-        parts.append(attended_among(q[own], k[own], v[own], attention, visible, rounded))
+        parts.append(attended_among(q[own], k[own], v[own], attention, visible, weigh))
     return torch.cat(parts)
 
 
@@ -106,7 +144,7 @@ def attended_among(
     v: torch.Tensor,
     attention: Attention,
     counts: torch.Tensor,
-    rounded: Rounded = unrounded,
+    weigh: Weigh = softly,
 ) -> torch.Tensor:
     """softmax(scale x q k^T) v, where query i sees key j `counts[i, j]` times, shape (queries, keys)."""
     reads = list(attention.reads)
@@ -118,9 +156,7 @@ def attended_among(
     if attention.sinks is not None:
         sinks = torch.tensor(attention.sinks, dtype=scores.dtype, device=scores.device)
         scores = torch.cat((scores, sinks[:, None, None].expand(-1, len(q), 1)), -1)
-    shares = rounded(torch.softmax(scores, -1)[..., : len(k)].to(q.dtype))
-    found: torch.Tensor = shares @ values
-    return found.transpose(0, 1).flatten(-2)
+    return weigh(scores, values).transpose(0, 1).flatten(-2)
 
 
 def capped(values: torch.Tensor, cap: float | None) -> torch.Tensor:

@@ -12,12 +12,12 @@ from aftershock.capture import Bundle, Prompt, record
 from aftershock.diagnose.alignment import Alignment
 from aftershock.diagnose.architecture import architecture_of
 from aftershock.diagnose.arithmetic import Arithmetic
-from aftershock.diagnose.comparable import check_comparable
-from aftershock.diagnose.declared import arithmetic_of, tokens_of
+from aftershock.diagnose.comparable import check_beside, check_comparable
+from aftershock.diagnose.declared import arithmetic_of, cut_short, tokens_of
 from aftershock.diagnose.diagnosis import Diagnosis, Rung
 from aftershock.diagnose.explaining import explain
 from aftershock.diagnose.judging import OVERALL
-from aftershock.diagnose.prompts import expected
+from aftershock.diagnose.prompts import check_order, expected
 from aftershock.diagnose.replaying import Replayed, replayed
 from aftershock.diagnose.replica import Replica
 from aftershock.diagnose.rungs.model import (
@@ -88,9 +88,9 @@ def diagnose(
     not, and a target that shows nothing of the reference's model.
     """
     asked = Asked(reference, target, prompts, known)
-    check_comparable(reference, target.manifest, prompts)
+    check_comparable(reference, target, prompts)
     for bundle in beside:
-        check_comparable(reference, bundle.manifest, None)
+        check_beside(reference, target, bundle)
     arithmetic = arithmetic_of(target.manifest)
     replica = Replica(architecture_of(reference), weights_of(reference), arithmetic)
     progress("comparing tokens, settings and weights")
@@ -124,7 +124,10 @@ def diagnose(
         alignment=alignment_of(run),
         unmatched=tuple(map(str, run.alignment.unmatched_values)),
         reproduce=shortest(run, names),
-        invisible=tuple(unseen(replica, tokens, run.target, run.deviations)),
+        invisible=(
+            *cut_short([bundle.manifest for bundle in (target, *beside)]),
+            *unseen(replica, tokens, run.target, run.deviations),
+        ),
     )
 
 
@@ -134,6 +137,8 @@ def _outside(asked: Asked, replica: Replica) -> Iterator[Rung]:
     tokenizer = asked.reference.tokenizer
     prompts = [None] * len(requests) if asked.prompts is None else asked.prompts
     wanted = [expected(tokenizer, prompt, request) for prompt, request in zip(prompts, requests, strict=True)]
+    if asked.prompts is not None:
+        check_order(requests, wanted)
     special = Special(getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None))
     config: Any = asked.reference.module.config
     yield tokens_rung(requests, wanted, special)
@@ -175,5 +180,5 @@ def _not_understood(asked: Asked, rungs: tuple[Rung, ...]) -> Diagnosis:
         alignment="nothing was aligned",
         unmatched=(),
         reproduce="",
-        invisible=(),
+        invisible=tuple(cut_short([asked.target.manifest])),
     )

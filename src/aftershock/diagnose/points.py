@@ -20,21 +20,31 @@ INSIDE: tuple[str, ...] = (
     "attn_residual",
     "mlp_norm",
     "router",
+    "shared_router",
     "gate",
     "up",
     "activation",
     "down",
     "expert",
+    "mixture",
     "post_mlp_norm",
     "residual",
 )
 """Kinds of each layer. `q`, `k`, `v` are the projections, before norm and rotation; `attention` is the input of `o`,
-`activation` that of `down`; `attn_residual` and `residual` are the sums after attention and after the layer."""
+`activation` that of `down`; `expert` is what the chosen experts give together, `mixture` that and what a shared one,
+which `down` ends, gives by the share that `shared_router` says; `attn_residual` and `residual` are the sums after
+attention and after the layer."""
 
 AFTER: tuple[str, ...] = ("final_norm", "logits")
 """Kinds after the layers."""
 
 KINDS = (*BEFORE, *INSIDE, *AFTER)
+
+LINEAR: tuple[str, ...] = ("q", "k", "v", "o", "router", "shared_router", "gate", "up", "down", "logits")
+"""Kinds that a linear map makes."""
+
+NORMED: tuple[str, ...] = ("attn_norm", "q_norm", "k_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm", "final_norm")
+"""Kinds that a norm makes."""
 
 ENTERING = "entering"
 """What enters a layer: the output of the one before, or the embedding."""
@@ -55,13 +65,15 @@ SOURCES: dict[str, tuple[tuple[str, ...], ...]] = {
     "attn_residual": ((ENTERING,), ("post_attn_norm", "o")),
     "mlp_norm": (("attn_residual",),),
     "router": (("mlp_norm",),),
+    "shared_router": (("mlp_norm",),),
     "gate": (("mlp_norm",),),
     "up": (("mlp_norm",),),
     "activation": (("gate", "up"), ("up",)),
     "down": (("activation",),),
     "expert": (("mlp_norm",), ("router",)),
-    "post_mlp_norm": (("down", "expert"),),
-    "residual": (("attn_residual",), ("post_mlp_norm", "down", "expert")),
+    "mixture": (("expert",), ("down",), ("shared_router",)),
+    "post_mlp_norm": (("mixture", "expert", "down"),),
+    "residual": (("attn_residual",), ("post_mlp_norm", "mixture", "expert", "down")),
     "final_norm": ((ENTERING,),),
     "logits": (("final_norm",),),
 }

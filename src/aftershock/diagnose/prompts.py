@@ -1,11 +1,14 @@
 """Prompts: the built-in ones, and the token ids that the reference's tokenizer has for those that were asked."""
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from aftershock.capture import Prompt, Request
+from aftershock.errors import InputError
 from aftershock.models import LoadedModel
 from aftershock.tasks import probe_items
 
@@ -66,7 +69,10 @@ def is_chat(prompt: Prompt) -> bool:
 
 def expected(tokenizer: Any, prompt: Prompt | None, request: Request) -> Expected | None:
     """What the reference feeds for a prompt, or, where none is given, for the text that the target says it read; None
-    where there is neither, or no tokenizer to ask."""
+    where there is neither, or no tokenizer to ask.
+
+    Raises InputError for messages that the tokenizer has no template for.
+    """
     if prompt is not None and not isinstance(prompt, str) and not is_chat(prompt):
         return Expected(tuple(token for token in prompt if isinstance(token, int)))
     if tokenizer is None:
@@ -80,11 +86,35 @@ def expected(tokenizer: Any, prompt: Prompt | None, request: Request) -> Expecte
         return Expected(tuple(ids), text=request.text)
     if isinstance(prompt, str):
         return Expected(tuple(tokenizer(prompt)["input_ids"]), text=prompt)
-    return Expected(
-        ids=_rendered(tokenizer, prompt, add_generation_prompt=True),
-        plain=_rendered(tokenizer, prompt, add_generation_prompt=False),
-        text=tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True),
-    )
+    return _chat(tokenizer, prompt)
+
+
+def check_order(requests: Sequence[Request], wanted: Sequence[Expected | None]) -> None:
+    """Raise InputError where a request reads the ids of another one's prompt."""
+    places = {own.ids: place for place, own in enumerate(wanted) if own is not None}
+    for place, (request, own) in enumerate(zip(requests, wanted, strict=True)):
+        read = request.tokens[: request.prompt_tokens]
+        if own is not None and read != own.ids and read in places:
+            raise InputError(
+                f"request {request.id}, number {place} of the bundle, has read the tokens of prompt {places[read]}: give "
+                "the prompts in the bundle's order"
+            )
+
+
+def _chat(tokenizer: Any, messages: Any) -> Expected:
+    """What a chat should have been fed. Raises InputError where the template makes nothing of it."""
+    try:
+        return Expected(
+            ids=_rendered(tokenizer, messages, add_generation_prompt=True),
+            plain=_rendered(tokenizer, messages, add_generation_prompt=False),
+            text=tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True),
+        )
+    except (ValueError, TemplateError) as error:
+        why = " ".join(str(error).split())
+        raise InputError(
+            f"the reference's chat template can't be used on a prompt of messages ({why}): give texts or token ids, or "
+            "a reference whose tokenizer has the template"
+        ) from error
 
 
 def _rendered(tokenizer: Any, messages: Any, *, add_generation_prompt: bool) -> tuple[int, ...]:

@@ -25,6 +25,9 @@ OF_SUMS = ("attn_norm", "mlp_norm", "final_norm")
 """Norms of the residual stream. Kernels that add and normalise at once take the sum as it is before it is rounded, so
 that these have the rounding of their input as noise."""
 
+MIXED = ("expert", "mixture")
+"""What experts give that a router chose."""
+
 ROUNDED = 0.045
 """Mean square of the relative error of rounding, in squared units in the last place: 1/12, times the mean of 1/m^2 over
 significands m from 1 to 2, evenly in the logarithm."""
@@ -189,7 +192,7 @@ def compared(replica: Replica, target: Target, point: Point) -> Shown:
 def _decided(replica: Replica, target: Target, point: Point) -> torch.Tensor | None:
     """The rows of a mixture's output, by their places, whose last expert chosen has larger logits than the first one
     left out; None where there are no others."""
-    mixture = replica.architecture.layers[point.layer].mixture if point.kind == "expert" else None
+    mixture = replica.architecture.layers[point.layer].mixture if point.kind in MIXED else None
     router = target.get(Point("router", point.layer))
     if mixture is None or mixture.chosen >= mixture.experts or router is None or router.rows is not target[point].rows:
         return None

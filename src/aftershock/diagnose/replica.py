@@ -19,10 +19,9 @@ from aftershock.diagnose.functions import (
     linear,
     mixed,
     normalised,
-    rotated,
 )
-from aftershock.diagnose.points import ENTERING, INSIDE, SOURCES, Point
-from aftershock.diagnose.weights import Part, Weights
+from aftershock.diagnose.points import ENTERING, INSIDE, LINEAR, NORMED, SOURCES, Point
+from aftershock.diagnose.weights import ROUTED, Part, Weights
 
 See = Callable[[Point, torch.Tensor], torch.Tensor]
 """Told a point and the values computed for it, shape (tokens, channels); returns those to go on with."""
@@ -69,10 +68,12 @@ class Replica:
                 return own.post_mlp_norm is not None
             case "router" | "expert":
                 return own.mixture is not None
-            case "up" | "activation" | "down":
-                return own.mixture is None
-            case "gate":
-                return own.mixture is None and Part("gate", layer) in self.weights
+            case "gate" | "up" | "down" | "shared_router":
+                return Part(kind, layer) in self.weights
+            case "activation":
+                return Part("up", layer) in self.weights
+            case "mixture":
+                return Part("shared_router", layer) in self.weights
         return True
 
     def inputs(self, point: Point) -> tuple[Point, ...]:
@@ -90,22 +91,23 @@ class Replica:
     def own(self, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
         """A point's values as the architecture has them, whether or not it is altered."""
         kind = point.kind
-        match kind:
-            case "embedding":
-                rows = self.weights[Part("embedding", -1)][tokens.ids].to(self.arithmetic.dtype)
-                return rows * self.architecture.embedding_multiplier
-            case "logits":
-                return self._logits(inputs[0])
-            case "q" | "k" | "v" | "o" | "gate" | "up" | "down" | "router":
-                return self.linear(kind, point.layer, inputs[0])
-            case "final_norm":
-                return self._norm(kind, -1, inputs[0])
+        if kind == "embedding":
+            first, rows = self.architecture.learned_from, self.embedded(tokens)
+            if first is None:
+                return rows
+            return rows + self.weights[Part("position", -1)][tokens.positions + first].to(rows.dtype)
+        if kind == "logits":
+            return self._logits(inputs[0])
+        if kind in LINEAR:
+            return self.linear(kind, point.layer, inputs[0])
+        if kind in NORMED:
+            return self._norm(kind, point.layer, inputs[0])
         layer = self.architecture.layers[point.layer]
         attention = layer.attention
         match kind:
             case "q_rope" | "k_rope":
                 assert attention.rotation is not None
-                return rotated(inputs[0], attention.rotation, attention.channels, tokens.positions)
+                return self.arithmetic.turned(inputs[0], attention.rotation, attention.channels, tokens.positions)
             case "attention":
                 q, k, v = inputs
                 return self.arithmetic.attended(q, k, v, attention, tokens)
@@ -117,9 +119,11 @@ class Replica:
                 return activated(gate, inputs[-1], layer.activation, table)
             case "expert":
                 assert layer.mixture is not None
-                gate, up, down = (self.weights[Part(own, point.layer)] for own in ("gate", "up", "down"))
+                gate, up, down = (self.weights[Part(own, point.layer)] for own in ROUTED)
                 return mixed(inputs[0], chosen(inputs[1], layer.mixture), layer.activation, gate, up, down)
-        return self._norm(kind, point.layer, inputs[0])
+        # A mixture: the chosen experts and the shared one.
+        routed, shared, share = inputs
+        return routed + torch.sigmoid(share) * shared
 
     @torch.inference_mode()
     def run(self, tokens: Tokens, see: See) -> None:
@@ -130,6 +134,11 @@ class Replica:
             values[point] = see(point, self.compute(point, inputs, tokens))
             if point.kind == "residual":
                 values = {point: values[point]}
+
+    def embedded(self, tokens: Tokens) -> torch.Tensor:
+        """The rows of the tokens alone, shape (tokens, channels), without positions."""
+        rows = self.weights[Part("embedding", -1)][tokens.ids].to(self.arithmetic.dtype)
+        return rows * self.architecture.embedding_multiplier
 
     def linear(self, kind: str, layer: int, x: torch.Tensor) -> torch.Tensor:
         """The linear map of a kind, shape (tokens, outputs), of values of shape (tokens, inputs)."""

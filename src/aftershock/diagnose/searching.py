@@ -68,9 +68,11 @@ def again(scene: Scene, wrong: Wrong, known: Sequence[Trial]) -> Explained | Non
     """The point explained by a cause that was found before: with its parameters, or with parameters of its own."""
     pairs = [(place, own) for place in _places(scene, wrong) for own in known if place.kind in own.hypothesis.kinds]
     for place, own in pairs:
-        same = tried(place, own.candidate, own.hypothesis, scene.wrong)
-        if same.explained:
-            return Explained(wrong, same)
+        # A candidate changes the kind that it was found in, and those that it names.
+        if place.kind == own.kind or place.kind in own.candidate.besides:
+            same = tried(place, own.candidate, own.hypothesis, scene.wrong)
+            if same.explained:
+                return Explained(wrong, same)
     for place, hypothesis in dict.fromkeys((place, own.hypothesis) for place, own in pairs):
         if hypothesis.freedom != "free":
             found = trials(place, hypothesis, scene.wrong)

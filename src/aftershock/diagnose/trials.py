@@ -27,6 +27,11 @@ class Trial:
     backing: int = 0
 
     @property
+    def component(self) -> str:
+        """The component to blame."""
+        return self.candidate.blamed or self.kind
+
+    @property
     def left(self) -> float:
         """Sum of squares that it does not explain."""
         return float(self.after.error.sum())
@@ -55,7 +60,7 @@ def tried(place: Place, candidate: Candidate, hypothesis: Hypothesis, wrong: fro
         healthy = {point for point in others if not is_wrong(place.deviation(candidate.change, point))}
         explained = wrong.issuperset(others - healthy)
         backing = len(healthy & wrong)
-    return Trial(candidate, hypothesis, candidate.blamed or place.kind, place.layers, after, explained, backing)
+    return Trial(candidate, hypothesis, place.kind, place.layers, after, explained, backing)
 
 
 def _healed(before: Deviation, after: Deviation, least: float) -> bool:

@@ -13,7 +13,7 @@ from aftershock.diagnose.hypotheses.mlp import ACTIVATIONS
 from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place, listed, numbers
 from aftershock.diagnose.points import Point
 from aftershock.diagnose.replica import Replica
-from aftershock.diagnose.weights import Part
+from aftershock.diagnose.weights import ROUTED, Part
 
 KINDS = ("expert",)
 
@@ -69,7 +69,7 @@ def _shared(shares: Shares) -> Change:
     def compute(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
         layer = replica.architecture.layers[point.layer]
         assert layer.mixture is not None
-        gate, up, down = (replica.weights[Part(kind, point.layer)] for kind in ("gate", "up", "down"))
+        gate, up, down = (replica.weights[Part(kind, point.layer)] for kind in ROUTED)
         return mixed(inputs[0], shares(inputs[1], layer.mixture), layer.activation, gate, up, down)
 
     return computed("expert", compute)
@@ -94,7 +94,7 @@ def activation_function(place: Place) -> Iterator[Candidate]:
         yield Candidate("activation_function", change, "function", name, own)
 
     def swapped(replica: Replica, layer: int) -> Replica:
-        gate, up = Part("gate", layer), Part("up", layer)
+        gate, up = Part(ROUTED[0], layer), Part(ROUTED[1], layer)
         taken = {gate: replica.weights[up], up: replica.weights[gate]}
         return replace(replica, weights={**replica.weights, **taken})
 
@@ -140,10 +140,25 @@ def expert_missing(place: Place) -> Iterator[Candidate]:
         yield Candidate("expert_missing", _shared(without), "expert", expert)
 
 
+def shared_expert(place: Place) -> Iterator[Candidate]:
+    """The shared expert left out, added whole, or added twice."""
+    ways = {
+        "left out": lambda routed, shared, share: routed,
+        "without its gate": lambda routed, shared, share: routed + shared,
+        "added twice": lambda routed, shared, share: routed + 2 * torch.sigmoid(share) * shared,
+    }
+    for words, way in ways.items():
+        yield Candidate("shared_expert", _mixed(way), "shared expert", words, blamed="expert")
+
+
+def _mixed(way: Callable[..., torch.Tensor]) -> Change:
+    return computed("mixture", lambda replica, point, inputs, tokens: way(*inputs))
+
+
 def _answers(place: Place, values: torch.Tensor) -> torch.Tensor:
     """What each expert answers to each token, fp64, shape (experts, tokens, channels)."""
     weights, layer = place.replica.weights, place.replica.architecture.layers[place.layer]
-    tensors = (weights[Part(kind, place.layer)] for kind in ("gate", "up", "down"))
+    tensors = (weights[Part(kind, place.layer)] for kind in ROUTED)
     return torch.stack(
         [
             linear(activated(linear(values, gate), linear(values, up), layer.activation), down)
@@ -154,7 +169,7 @@ def _answers(place: Place, values: torch.Tensor) -> torch.Tensor:
 
 def _reordered(order: torch.Tensor) -> Change:
     def change(replica: Replica, layer: int) -> Replica:
-        parts = [Part(kind, layer) for kind in ("gate", "up", "down")]
+        parts = [Part(kind, layer) for kind in ROUTED]
         return replace(replica, weights={**replica.weights, **{part: replica.weights[part][order] for part in parts}})
 
     return change
@@ -166,6 +181,7 @@ HYPOTHESES = (
     Hypothesis(KINDS, "choice", router_softmax_order),
     Hypothesis(KINDS, "choice", activation_function),
     Hypothesis(KINDS, "choice", expert_missing),
+    Hypothesis(("mixture",), "choice", shared_expert),
     Hypothesis(KINDS, "number", router_scaling),
     Hypothesis(KINDS, "structure", expert_order),
 )

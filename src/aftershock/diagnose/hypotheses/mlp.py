@@ -10,7 +10,7 @@ from aftershock.diagnose.functions import Tokens, activated
 from aftershock.diagnose.hypotheses.changes import Change, after, computed, in_layer, joined, with_values
 from aftershock.diagnose.hypotheses.fitting import number, rounded
 from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place, numbers
-from aftershock.diagnose.points import ENTERING, Point
+from aftershock.diagnose.points import ENTERING, SOURCES, Point
 from aftershock.diagnose.replica import Compute, Replica
 
 ACTIVATIONS = (
@@ -104,26 +104,24 @@ def _multiplied(kind: str, factor: float) -> Change:
 
 def norm_order(place: Place) -> Iterator[Candidate]:
     """The sum taken with the normalised values instead of those that the norm was of; the norm after the sum."""
-    norm, last, plain = {
-        "attn_residual": ("attn_norm", "post_attn_norm", "o"),
-        "residual": ("mlp_norm", "post_mlp_norm", "down"),
-    }[place.kind]
-    sandwich = place.replica.has(last, place.layer)
-    added = last if sandwich else plain if place.replica.has(plain, place.layer) else "expert"
+    norm = {"attn_residual": "attn_norm", "residual": "mlp_norm"}[place.kind]
 
     def plus(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
         return inputs[0] + inputs[1]
 
-    yield Candidate("norm_order", computed(place.kind, plus, (norm, added)), "added to", f"the output of {norm}")
+    change = computed(place.kind, plus, (norm, _added(place, place.kind)))
+    yield Candidate("norm_order", change, "added to", f"the output of {norm}")
+
+
+def _added(place: Place, kind: str) -> str:
+    """The kind that a residual sum adds to what enters."""
+    return place.replica.source(SOURCES[kind][-1], place.layer).kind
 
 
 def in_parallel(place: Place) -> Iterator[Candidate]:
     """The MLP fed with what enters the layer. Where the sum after attention shows as the input of the MLP's norm alone,
     it looks as if attention were not added; but the layer's output has all three."""
-    branches = [
-        last if place.replica.has(last, place.layer) else plain if place.replica.has(plain, place.layer) else "expert"
-        for last, plain in (("post_attn_norm", "o"), ("post_mlp_norm", "down"))
-    ]
+    branches = [_added(place, kind) for kind in RESIDUALS]
 
     def whole(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
         return inputs[0] + inputs[1] + inputs[2]

@@ -7,15 +7,13 @@ import torch
 
 from aftershock.diagnose.architecture import Norm
 from aftershock.diagnose.functions import Tokens, normalised, split
-from aftershock.diagnose.hypotheses.changes import Change, computed, joined, with_norm, with_tensor
+from aftershock.diagnose.hypotheses.changes import Change, computed, joined, with_norm, with_tensor, with_tensors_of
 from aftershock.diagnose.hypotheses.fitting import number
 from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place, numbers
-from aftershock.diagnose.points import ENTERING, Point
+from aftershock.diagnose.points import ENTERING, NORMED, SOURCES, Point
 from aftershock.diagnose.replica import Replica
 from aftershock.diagnose.signatures import touched
 from aftershock.diagnose.weights import Part
-
-KINDS = ("attn_norm", "q_norm", "k_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm", "final_norm")
 
 SUMS = {"post_attn_norm": (ENTERING, "o"), "post_mlp_norm": ("attn_residual", "down")}
 """The norms of what is added to the residual, and both sides of that sum."""
@@ -83,24 +81,21 @@ def norm_weight(place: Place) -> Iterator[Candidate]:
     own = place.replica.weights[part]
     none = with_tensor(place.kind, lambda weight: torch.full_like(weight, 1 - offset))
     yield Candidate("norm_weight", none, "weight", "none")
-    for other in (other for other in KINDS if other != place.kind and place.layer >= 0):
+    for other in (other for other in NORMED if other != place.kind and place.layer >= 0):
         words = place.replica.weights.get(Part(other, place.layer))
         if words is not None and words.shape == own.shape:
-            yield Candidate("norm_weight", _weight_of(place.kind, other, 0), "weight", f"that of {other}")
+            yield Candidate("norm_weight", _weight_of(place, other, 0), "weight", f"that of {other}")
     for layer in range(len(place.replica.architecture.layers)):
         if Part(place.kind, layer) in place.replica.weights and layer != place.layer and place.layer >= 0:
-            change = _weight_of(place.kind, place.kind, layer - place.layer)
+            change = _weight_of(place, place.kind, layer - place.layer)
             yield Candidate("norm_weight", change, "weight", f"that of layer {layer}")
 
 
-def _weight_of(kind: str, other: str, apart: int) -> Change:
-    """The weight of another norm, some layers apart (the first layer follows the last)."""
-
-    def change(replica: Replica, layer: int) -> Replica:
-        words = replica.weights[Part(other, (layer + apart) % len(replica.architecture.layers))]
-        return with_tensor(kind, lambda _: words)(replica, layer)
-
-    return change
+def _weight_of(place: Place, other: str, apart: int) -> Change:
+    """The weight of another norm, and its bias where it has one, some layers apart (the first layer follows the
+    last)."""
+    count = len(place.replica.architecture.layers)
+    return with_tensors_of(place.kind, lambda layer: Part(other, (layer + apart) % count))
 
 
 def norm_words(place: Place) -> Iterator[Candidate]:
@@ -109,7 +104,9 @@ def norm_words(place: Place) -> Iterator[Candidate]:
         return
     norm, weight = _norm(place), place.replica.weights[Part(place.kind, place.layer)]
     plain = normalised(place.inputs[0], norm, torch.full_like(weight, 1 - norm.offset), None)[place.rows]
-    pairs = (split(own, len(weight)).flatten(0, -2) for own in (place.values, plain))
+    bias = place.replica.weights.get(Part(place.kind, place.layer, "bias"))
+    scaled = place.values if bias is None else place.values - bias.double()
+    pairs = (split(own, len(weight)).flatten(0, -2) for own in (scaled, plain))
     values, plain = pairs
     found = (values * plain).sum(0) / plain.square().sum(0) - norm.offset
     wrong = touched(place.wrong.channel_ratios).view(-1, len(weight)).any(0)
@@ -139,7 +136,7 @@ def norm_order(place: Place) -> Iterator[Candidate]:
         return
     if place.kind == "mlp_norm":
         yield Candidate("norm_order", computed("mlp_norm", _same, (ENTERING,)), "input", "what enters the layer")
-        last = "post_attn_norm" if place.replica.has("post_attn_norm", place.layer) else "o"
+        last = place.replica.source(SOURCES["attn_residual"][-1], place.layer).kind
         yield Candidate("norm_order", computed("mlp_norm", _same, (last,)), "input", f"{last}, without the residual")
     if place.kind in SUMS:
         yield Candidate(
@@ -164,13 +161,13 @@ def qk_norm_after_rotation(place: Place) -> Iterator[Candidate]:
 
 
 HYPOTHESES = (
-    Hypothesis(KINDS, "choice", norm_offset),
-    Hypothesis(KINDS, "choice", norm_centred),
-    Hypothesis(KINDS, "choice", norm_scope),
-    Hypothesis(KINDS, "choice", norm_weight),
-    Hypothesis(KINDS, "choice", norm_order),
+    Hypothesis(NORMED, "choice", norm_offset),
+    Hypothesis(NORMED, "choice", norm_centred),
+    Hypothesis(NORMED, "choice", norm_scope),
+    Hypothesis(NORMED, "choice", norm_weight),
+    Hypothesis(NORMED, "choice", norm_order),
     Hypothesis(("q_rope", "k_rope"), "choice", qk_norm_after_rotation),
-    Hypothesis(KINDS, "number", norm_eps),
-    Hypothesis(KINDS, "free", norm_words),
+    Hypothesis(NORMED, "number", norm_eps),
+    Hypothesis(NORMED, "free", norm_words),
 )
 """What can be wrong with a norm."""

@@ -11,13 +11,9 @@ from aftershock.diagnose.hypotheses.changes import Change, Edit, computed
 from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place
 from aftershock.diagnose.hypotheses.rounding import TYPES, lower_than
 from aftershock.diagnose.points import KINDS as ALL
-from aftershock.diagnose.points import Point
+from aftershock.diagnose.points import LINEAR, NORMED, Point
 from aftershock.diagnose.replica import Compute, Replica
 from aftershock.diagnose.weights import Part
-
-LINEAR = ("q", "k", "v", "o", "gate", "up", "down", "router", "logits")
-
-NORMS = ("attn_norm", "q_norm", "k_norm", "post_attn_norm", "mlp_norm", "post_mlp_norm", "final_norm")
 
 STEPS = (1, 8, 32, 128)
 """Products that are summed up before the sum is rounded."""
@@ -116,8 +112,11 @@ def _squares(dtype: torch.dtype) -> Compute:
         norm = replica.architecture.norm(point.kind, point.layer)
         weight = replica.weights[Part(point.kind, point.layer)].to(dtype)
         x = split(inputs[0].to(dtype), norm.group or inputs[0].shape[-1])
+        x = x - x.mean(-1, keepdim=True) if norm.centred else x
         y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + norm.eps)
-        return (y * (norm.offset + weight).view(-1, x.shape[-1])).flatten(-2).to(inputs[0].dtype)
+        y = (y * (norm.offset + weight).view(-1, x.shape[-1])).flatten(-2)
+        bias = replica.weights.get(Part(point.kind, point.layer, "bias"))
+        return (y if bias is None else y + bias.to(dtype)).to(inputs[0].dtype)
 
     return compute
 
@@ -141,7 +140,7 @@ def _softmax(dtype: torch.dtype) -> Compute:
 HYPOTHESES = (
     Hypothesis(ALL, "choice", output_dtype),
     Hypothesis(("activation",), "choice", function_dtype),
-    Hypothesis(NORMS, "free", accumulation_of_norms),
+    Hypothesis(NORMED, "free", accumulation_of_norms),
     Hypothesis(("attention",), "free", accumulation_of_attention),
     Hypothesis(LINEAR, "free", accumulation_dtype),
 )

@@ -17,9 +17,13 @@ from aftershock.diagnose.hypotheses.changes import (
 from aftershock.diagnose.hypotheses.fitting import number, rounded, scale
 from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place, numbers
 from aftershock.diagnose.hypotheses.rounding import TYPES, grouped, lower_than
+from aftershock.diagnose.points import LINEAR, NORMED
 from aftershock.diagnose.weights import Part
 
-KINDS = ("q", "k", "v", "o", "gate", "up", "down", "router")
+BLOCK = 32
+"""Words that share a scale in GGUF's formats."""
+
+KINDS = tuple(kind for kind in LINEAR if kind != "logits")
 
 
 def _weight(place: Place) -> torch.Tensor:
@@ -59,16 +63,17 @@ def _beside(kind: str, apart: int, count: int, layer: int) -> Part:
 
 def weight_of_other_layer(place: Place) -> Iterator[Candidate]:
     """The words of another layer; their bias alone."""
-    count = len(place.replica.architecture.layers)
+    count, weights = len(place.replica.architecture.layers), place.replica.weights
     for layer in range(count):
         own, bias = Part(place.kind, layer), Part(place.kind, layer, "bias")
-        if layer == place.layer or own not in place.replica.weights:
+        # Layers with and without experts have maps of other sizes.
+        if layer == place.layer or own not in weights or weights[own].shape != _weight(place).shape:
             continue
         apart = layer - place.layer
         taken = with_tensors_of(place.kind, partial(_beside, place.kind, apart, count))
         yield Candidate("weight_of_other_layer", taken, "layer", layer, place.layer)
-        if bias in place.replica.weights:
-            words = with_bias(place.kind, place.replica.weights[bias])
+        if bias in weights:
+            words = with_bias(place.kind, weights[bias])
             yield Candidate("weight_of_other_layer", words, "layer of the bias", layer, place.layer)
 
 
@@ -95,14 +100,34 @@ def input_dtype(place: Place) -> Iterator[Candidate]:
 
 
 def weight_scale(place: Place) -> Iterator[Candidate]:
-    """All words times one factor."""
-    if place.direct:
-        bias = 0.0 if (own := _bias(place)) is None else own.double()
-        factor = scale(place.values - bias, place.expected - bias)
-        factor = rounded(place, lambda own: _scaled(place.kind, own), factor)
-        yield Candidate("weight_scale", _scaled(place.kind, factor), "factor", factor, 1.0)
-    else:
+    """All words times one factor, as they are or in blocks of a quantised tensor."""
+    if not place.direct:
         yield from number(place, "weight_scale", lambda f: _scaled(place.kind, f), numbers(1 / 64, 64, 37), 1.0)
+        return
+    bias = 0.0 if (own := _bias(place)) is None else own.double()
+    factor = scale(place.values - bias, place.expected - bias)
+    factor = rounded(place, lambda own: _scaled(place.kind, own), factor)
+    yield Candidate("weight_scale", _scaled(place.kind, factor), "factor", factor, 1.0)
+    if _weight(place).shape[-1] % BLOCK == 0:
+        yield Candidate("weight_scale", _in_blocks(place.kind, factor, factor), "factor", factor, 1.0)
+        flat = place.truth(place.changed(_in_blocks(place.kind, 0.0, 1.0)))
+        step = scale(place.values - flat, place.expected - flat)
+        step = rounded(place, lambda own: _in_blocks(place.kind, own, 1.0), step)
+        yield Candidate("weight_scale", _in_blocks(place.kind, step, 1.0), "factor of blocks' scales", step, 1.0)
+
+
+def _in_blocks(kind: str, step: float, least: float) -> Change:
+    """Words of blocks whose scale and minimum are multiplied each, and kept in fp16, as in GGUF's Q4_1: a word is
+    scale x code + minimum, the code 0 to 15."""
+
+    def edit(weight: torch.Tensor) -> torch.Tensor:
+        blocks = weight.double().unflatten(-1, (-1, BLOCK))
+        low, high = blocks.aminmax(dim=-1, keepdim=True)
+        own = (high - low) / 15
+        codes = ((blocks - low) / own.where(own > 0, 1)).round()
+        return ((low * least).half().double() + codes * (own * step).half().double()).flatten(-2)
+
+    return with_tensor(kind, edit)
 
 
 def _scaled(kind: str, factor: float) -> Change:
@@ -110,12 +135,12 @@ def _scaled(kind: str, factor: float) -> Change:
 
 
 HYPOTHESES = (
-    Hypothesis(KINDS, "choice", bias_missing),
+    Hypothesis((*KINDS, *NORMED), "choice", bias_missing),
     Hypothesis(("gate", "up"), "choice", gate_up_swapped),
     Hypothesis(KINDS, "choice", weight_of_other_layer),
     Hypothesis(KINDS, "choice", weight_transposed),
     Hypothesis(KINDS, "choice", input_dtype),
     Hypothesis(KINDS, "number", weight_scale),
-    Hypothesis(KINDS, "structure", bias_extra),
+    Hypothesis((*KINDS, *NORMED), "structure", bias_extra),
 )
 """What can be wrong with a linear map as a whole."""

@@ -1,31 +1,24 @@
 """What can be wrong with rotary embeddings."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 
 from aftershock.diagnose.architecture import Rotation
-from aftershock.diagnose.functions import Tokens, rotated
+from aftershock.diagnose.functions import Tokens
 from aftershock.diagnose.hypotheses.changes import Change, computed, in_rotation, joined
 from aftershock.diagnose.hypotheses.fitting import number
 from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place, numbers
+from aftershock.diagnose.hypotheses.positions import OFFSETS, Moved, moved, restarts, stretches
 from aftershock.diagnose.points import Point
 from aftershock.diagnose.replica import Replica
-from aftershock.diagnose.signatures import struck
 
 KINDS = ("q_rope", "k_rope")
 
 LLAMA3 = ((8.0, 8192), (32.0, 8192))
 """Factors and original lengths of the scaling that Llama 3.1 and 3.2 have."""
-
-OFFSETS = (*range(1, 17), 32, 64)
-"""How far positions may be off."""
-
-Turned = Callable[[torch.Tensor], torch.Tensor]
-"""Positions, shape (tokens,), int64 or fp64, from those that they should be."""
 
 
 def _rotation(place: Place) -> Rotation:
@@ -143,58 +136,29 @@ def position_offset(place: Place) -> Iterator[Candidate]:
     """Positions that are off by a constant: at all tokens, or from where the first wrong one of each request is."""
     if not _first(place):
         return
-    for name, stretch in _stretches(place).items():
+    for name, stretch in stretches(place).items():
         # Attention sees no difference where queries and keys are all moved alike.
         for kinds in (KINDS, ("q_rope",)) if place.direct or not stretch.all() else (("q_rope",),):
-            moves = {offset: _at(_moved(offset * stretch), kinds) for size in OFFSETS for offset in (size, -size)}
+            moves = {offset: _at(moved(offset * stretch), kinds) for size in OFFSETS for offset in (size, -size)}
             best = min(moves, key=lambda offset: place.error(moves[offset]))
             named = f"offset {name}" if kinds == KINDS else f"offset of queries {name}"
             yield Candidate("position_offset", moves[best], named, best, 0)
 
 
-def _moved(by: torch.Tensor) -> Turned:
-    return lambda positions: positions + by
-
-
 def position_reset(place: Place) -> Iterator[Candidate]:
-    """Positions that start again at 0, once or in every chunk, or that run on from one request to the next."""
-    if not _first(place):
-        return
-    order = torch.arange(len(place.tokens.ids))
-    yield Candidate("position_reset", _at(lambda _: order, KINDS), "positions", "run on over all requests")
-    for name, stretch in _stretches(place).items():
-        starts = [int(stretch[own].to(torch.int8).argmax()) for own in place.tokens.requests]
-        back = torch.repeat_interleave(torch.tensor(starts), torch.tensor(place.tokens.lengths)) * stretch
-        yield Candidate("position_reset", _at(_moved(-back), KINDS), "positions", f"start again {name}")
-        for every in sorted({start for start in starts if start}):
-            again = _at(partial(torch.remainder, other=every), KINDS)
-            yield Candidate("position_reset", again, "positions", f"start again every {every} tokens")
+    """Positions that start again, or run on."""
+    if _first(place):
+        for words, given in restarts(place):
+            yield Candidate("position_reset", _at(given, KINDS), "positions", words)
 
 
-def _stretches(place: Place) -> dict[str, torch.Tensor]:
-    """Tokens that may be struck together, by name: bool, shape (tokens,)."""
-    count = len(place.tokens.ids)
-    wrong = torch.zeros(count, dtype=torch.bool)
-    rows = torch.arange(count) if place.wrong.rows is None else place.wrong.rows
-    wrong[rows] = struck(place.wrong.ratios)
-    since, until = torch.zeros_like(wrong), torch.zeros_like(wrong)
-    for request in place.tokens.requests:
-        since[request] = wrong[request].cummax(0).values
-        until[request] = since[request] & wrong[request].flip(0).cummax(0).values.flip(0)
-    found = {"everywhere": torch.ones_like(wrong)}
-    for name, own in {"from the first wrong token on": since, "at the wrong tokens": until}.items():
-        if own.any() and not any(own.equal(known) for known in found.values()):
-            found[name] = own
-    return found
-
-
-def _at(moved: Turned, kinds: tuple[str, ...]) -> Change:
+def _at(given: Moved, kinds: tuple[str, ...]) -> Change:
     """Other positions for these kinds."""
 
     def compute(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
         attention = replica.architecture.layers[point.layer].attention
         assert attention.rotation is not None
-        return rotated(inputs[0], attention.rotation, attention.channels, moved(tokens.positions))
+        return replica.arithmetic.turned(inputs[0], attention.rotation, attention.channels, given(tokens.positions))
 
     return joined(*(computed(kind, compute) for kind in kinds))
 

@@ -7,19 +7,9 @@ import torch
 
 from aftershock.diagnose.hypotheses.changes import Change, with_tensor
 from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place, listed
+from aftershock.diagnose.points import LINEAR
 from aftershock.diagnose.signatures import touched
 from aftershock.diagnose.weights import Part
-
-KINDS = ("q", "k", "v", "o", "gate", "up", "down", "router", "logits")
-
-SIBLINGS = {
-    "q": ("q", "k", "v"),
-    "k": ("k", "q", "v"),
-    "v": ("v", "q", "k"),
-    "gate": ("gate", "up"),
-    "up": ("up", "gate"),
-}
-"""Maps whose tensors are often kept in one, itself first."""
 
 SHARDS = (2, 4, 8)
 """Into how many parts tensors may have been cut."""
@@ -29,6 +19,15 @@ BLOCKS = (32, 64, 128)
 
 WORDS = 4
 """Wrong words that are looked for in a row."""
+
+SIBLINGS = {
+    "q": ("q", "k", "v"),
+    "k": ("k", "q", "v"),
+    "v": ("v", "q", "k"),
+    "gate": ("gate", "up"),
+    "up": ("up", "gate"),
+}
+"""Maps whose tensors are often kept in one, itself first."""
 
 PAIRS = 10**8
 """Rows times rows that are compared at most."""
@@ -96,8 +95,13 @@ def row_order(place: Place) -> Iterator[Candidate]:
 def _order_named(order: torch.Tensor, head: int | None) -> Iterator[tuple[str, str]]:
     """What rows in this order are called; numbers beyond their count are rows of other maps."""
     count = len(order)
-    if int(order.max()) >= count or len(set(order.tolist())) < count:
-        yield "shard_order", f"{int((order != torch.arange(count)).sum())} rows are of other places"
+    elsewhere = int((order != torch.arange(count)).sum())
+    if int(order.max()) >= count:
+        yield "shard_order", f"{elsewhere} rows are of other maps"
+        return
+    if len(set(order.tolist())) < count:
+        yield from _shards_named(order)
+        yield "weight_rows_wrong", f"{elsewhere} rows are those of other places, some of them twice"
         return
     if head is not None:
         if (blocks := _blocks(order, count // head)) is not None:
@@ -109,11 +113,15 @@ def _order_named(order: torch.Tensor, head: int | None) -> Iterator[tuple[str, s
                 yield "weight_rows_permuted", "halves of each head interleaved, or the other way round"
             else:
                 yield "weight_rows_permuted", f"in each head {listed(within[0].tolist())}"
-    for shards in SHARDS:
-        if count % shards == 0 and (blocks := _blocks(order, shards)) is not None:
-            yield "shard_order", f"{shards} shards in the order {listed(blocks)}"
+    yield from _shards_named(order)
     moved = (order != torch.arange(count)).nonzero()[:, 0]
     yield "weight_rows_permuted", f"rows {listed(moved.tolist())} are {listed(order[moved].tolist())}"
+
+
+def _shards_named(order: torch.Tensor) -> Iterator[tuple[str, str]]:
+    for shards in SHARDS:
+        if len(order) % shards == 0 and (blocks := _blocks(order, shards)) is not None:
+            yield "shard_order", f"{shards} shards in the order {listed(blocks)}"
 
 
 def _blocks(order: torch.Tensor, count: int) -> Sequence[int] | None:
@@ -237,12 +245,12 @@ def rows_wrong(place: Place) -> Iterator[Candidate]:
 
 
 HYPOTHESES = (
-    Hypothesis(KINDS, "structure", row_order),
-    Hypothesis(KINDS, "structure", input_order),
-    Hypothesis(KINDS, "structure", row_scales),
-    Hypothesis(KINDS, "structure", zero_points),
-    Hypothesis(KINDS, "free", words_wrong),
-    Hypothesis(KINDS, "free", block_scales),
-    Hypothesis(KINDS, "free", rows_wrong),
+    Hypothesis(LINEAR, "structure", row_order),
+    Hypothesis(LINEAR, "structure", input_order),
+    Hypothesis(LINEAR, "structure", row_scales),
+    Hypothesis(LINEAR, "structure", zero_points),
+    Hypothesis(LINEAR, "free", words_wrong),
+    Hypothesis(LINEAR, "free", block_scales),
+    Hypothesis(LINEAR, "free", rows_wrong),
 )
 """What can be wrong with the rows of a weight."""

@@ -9,6 +9,7 @@ from aftershock.diagnose.functions import Tokens
 from aftershock.diagnose.hypotheses.changes import Change, computed
 from aftershock.diagnose.hypotheses.fitting import number, rounded, scale
 from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place, listed, numbers
+from aftershock.diagnose.hypotheses.positions import OFFSETS, Moved, moved, restarts, stretches
 from aftershock.diagnose.points import Point
 from aftershock.diagnose.replica import Replica
 from aftershock.diagnose.signatures import touched
@@ -37,12 +38,40 @@ def embedding_multiplier(place: Place) -> Iterator[Candidate]:
         if factor != own:
             yield Candidate("embedding_multiplier", of(factor), "factor", factor, own)
     if place.direct:
-        factor = own * scale(place.values, place.expected)
+        # What is not multiplied: learned positions.
+        rest = place.truth(of(0.0)(place.replica, -1))
+        factor = own * scale(place.values - rest, place.expected - rest)
         factor = rounded(place, of, factor)
         yield Candidate("embedding_multiplier", of(factor), "factor", factor, own)
     else:
         for found in number(place, "embedding_multiplier", of, numbers(own / 128, own * 128, 57), own):
             yield replace(found, parameter="factor")
+
+
+def learned_positions(place: Place) -> Iterator[Candidate]:
+    """Learned positions left out, taken off or added twice; rows of other positions."""
+    if place.replica.architecture.learned_from is None:
+        return
+    for times, words in {0.0: "left out", -1.0: "taken off", 2.0: "added twice"}.items():
+        yield Candidate("position_embedding", _positions(times=times), "positions", words)
+    for words, given in restarts(place):
+        yield Candidate("position_embedding", _positions(given), "positions", words)
+    for name, stretch in stretches(place).items():
+        moves = {offset: _positions(moved(offset * stretch)) for size in OFFSETS for offset in (size, -size)}
+        best = min(moves, key=lambda offset: place.error(moves[offset]))
+        yield Candidate("position_embedding", moves[best], f"offset {name}", best, 0)
+
+
+def _positions(given: Moved = lambda positions: positions, times: float = 1.0) -> Change:
+    """Other learned positions, so many times. Beyond the table's ends its rows begin again."""
+
+    def compute(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
+        table = replica.weights[Part("position", -1)]
+        first = replica.architecture.learned_from or 0
+        own = replica.embedded(tokens)
+        return own + times * table[(given(tokens.positions) + first) % len(table)].to(own.dtype)
+
+    return computed("embedding", compute)
 
 
 def position_embedding(place: Place) -> Iterator[Candidate]:
@@ -71,7 +100,7 @@ def rows_wrong(place: Place) -> Iterator[Candidate]:
         return
     multiplier = place.replica.architecture.embedding_multiplier
     table = place.replica.weights[Part("embedding", -1)].double() * multiplier
-    values = place.shown.values.to(ids.device)[wrong].double()
+    values = (place.shown.values.to(ids.device) - (place.every_truth - table[ids]))[wrong]
     nearest = (table.square().sum(-1) - 2 * values @ table.T).argmin(-1)
     named = f"tokens {listed(sorted(set(ids[wrong].tolist())))}"
     for name, rows in {"rows of other tokens": table[nearest], "other words": values}.items():
@@ -90,6 +119,7 @@ def _replaced(ids: torch.Tensor, rows: torch.Tensor) -> Change:
 
 HYPOTHESES = (
     Hypothesis(KINDS, "number", embedding_multiplier),
+    Hypothesis(KINDS, "choice", learned_positions),
     Hypothesis(KINDS, "free", rows_wrong),
     Hypothesis(KINDS, "free", position_embedding),
 )

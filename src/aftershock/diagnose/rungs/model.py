@@ -65,9 +65,9 @@ def cache_rung(run: Replayed, findings: Sequence[Finding]) -> Rung:
         f"attention of {count} tokens that read the cache has an error ratio of at most {late:.2f}, of the others "
         f"{early:.2f}"
     )
-    if late > OVERALL >= early:
+    if late > OVERALL * max(early, 1.0):
         return Rung(name="cache", state="differs", said=f"{said}: the error is in what is read back")
-    return Rung(name="cache", state="agrees" if late <= OVERALL else "differs", said=said)
+    return Rung(name="cache", state="agrees", said=said if late <= OVERALL else f"{said}: not for the cache's sake")
 
 
 def _later(run: Replayed) -> torch.Tensor:
@@ -95,7 +95,8 @@ def logits_rung(run: Replayed, findings: Sequence[Finding]) -> Rung:
     if not compared:
         return Rung(name="logits", state="not checked", said="the target shows no logits")
     said = f"{len(compared[0].error)} rows of logits have an error ratio of {compared[0].ratio:.2f}"
-    return Rung(name="logits", state="differs" if own else "agrees", said=said, findings=own)
+    wrong = any(one.point.kind == "logits" for one in run.judgement.wrong)
+    return Rung(name="logits", state="differs" if wrong else "agrees", said=said, findings=own)
 
 
 def other_runs_rung(run: Replayed, others: Sequence[Replayed], findings: Sequence[Sequence[Finding]]) -> Rung:

@@ -16,6 +16,7 @@ FP32 = 1e-6
 _VALUES: dict[str, tuple[str, str]] = {
     "rms_norm_eps": ("attn_norm", "norm_eps"),
     "layer_norm_eps": ("attn_norm", "norm_eps"),
+    "layer_norm_epsilon": ("attn_norm", "norm_eps"),
     "num_attention_heads": ("q", "kv_head_mapping"),
     "num_key_value_heads": ("attention", "kv_head_mapping"),
     "query_pre_attn_scalar": ("attention", "attention_scale"),
@@ -25,6 +26,7 @@ _VALUES: dict[str, tuple[str, str]] = {
     "layer_types": ("attention", "window_layers"),
     "hidden_act": ("activation", "activation_function"),
     "hidden_activation": ("activation", "activation_function"),
+    "activation_function": ("activation", "activation_function"),
     "tie_word_embeddings": ("logits", "lm_head_tying"),
     "num_experts_per_tok": ("router", "router_top_k"),
     "norm_topk_prob": ("router", "router_normalisation"),
@@ -57,6 +59,7 @@ def settings_rung(
 
 _GGUF = {
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "attention.layer_norm_epsilon": "layer_norm_epsilon",
     "attention.head_count": "num_attention_heads",
     "attention.head_count_kv": "num_key_value_heads",
     "attention.sliding_window": "sliding_window",
