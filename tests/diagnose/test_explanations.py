@@ -70,7 +70,8 @@ def test_values_that_are_not_finite_are_wrong_and_nothing_breaks(value: float, m
 
     judgement, findings = diagnosed(tiny_loaded("llama"), partial(attending, monkeypatch=monkeypatch, attend=attend))
     assert judgement.onset == Point("attention", 0)
-    assert findings[0].cause == "unknown"
+    assert findings[0].cause == "not_finite"
+    assert "token 4 of request 0 the first" in findings[0].evidence
 
 
 def test_an_error_at_some_tokens_is_explained_there() -> None:
@@ -82,8 +83,57 @@ def test_an_error_at_some_tokens_is_explained_there() -> None:
 
     judgement, (finding,) = diagnosed(tiny_loaded("llama"), plant)
     assert judgement.wrong[0].positions.pattern == "from"
-    assert (finding.component, finding.cause, finding.found) == ("down", "weight_scale", 1.5)
+    assert (finding.component, finding.cause, finding.runner_up) == ("down", "unknown", "weight_scale")
     assert "from position 30 on" in finding.evidence
+    assert finding.evidence.endswith("those tokens are as with weight_scale, 1.5, but the others are right")
+
+
+def test_what_is_not_finite_is_said_where_it_begins() -> None:
+    def plant(model: LoadedModel) -> None:
+        def spoilt(x: torch.Tensor) -> torch.Tensor:
+            x = x.clone()
+            x[0, 3:5, 7] = torch.nan
+            return x
+
+        after(layers_of(model)[1].mlp.up_proj, spoilt)
+
+    _, findings = diagnosed(tiny_loaded("llama"), plant)
+    assert [(own.component, own.cause) for own in findings][:1] == [("up", "not_finite")]
+    assert "token 3 of request 0 the first, in 1 of" in findings[0].evidence
+
+
+@pytest.mark.parametrize(
+    ("edit", "found"),
+    [
+        (lambda words: words.to(torch.float8_e4m3fn).float(), "float8_e4m3"),
+        (lambda words: (words / _steps(words)).round() * _steps(words), "int8, a scale a row"),
+    ],
+)
+def test_words_of_a_lower_precision_are_no_rounding_of_sums(edit, found) -> None:
+    def plant(model: LoadedModel) -> None:
+        weight = layers_of(model)[1].mlp.down_proj.weight
+        weight.copy_(edit(weight))
+
+    _, (finding,) = diagnosed(tiny_loaded("llama"), plant)
+    assert (finding.component, finding.cause, finding.found) == ("down", "weight_precision", found)
+
+
+def _steps(words: torch.Tensor) -> torch.Tensor:
+    return words.abs().amax(-1, keepdim=True) / 127
+
+
+def test_a_small_change_of_words_is_no_rounding_of_sums() -> None:
+    def plant(model: LoadedModel) -> None:
+        weight = layers_of(model)[1].mlp.down_proj.weight
+        sides = (
+            torch.from_numpy(generator(0, side, "words").standard_normal(size))
+            for side, size in enumerate(weight.shape)
+        )
+        weight.add_(3e-4 * torch.outer(*sides).to(weight))
+
+    _, (finding,) = diagnosed(tiny_loaded("llama"), plant)
+    assert finding.component == "down"
+    assert finding.cause != "accumulation_dtype"
 
 
 def test_each_layer_may_have_a_parameter_of_its_own() -> None:

@@ -60,6 +60,7 @@ def _prompt(line: str, where: str) -> Prompt:
         found = CaptureRequest(model="", prompts=(prompt,)).prompts[0]
     except (ValueError, RecursionError, ValidationError):
         found = ()
-    if not found or (isinstance(found[0], dict) and not all({"role", "content"} <= turn.keys() for turn in found)):
+    turns = [turn for turn in found if isinstance(turn, dict)]
+    if not found or any(not turn.keys() >= {"role", "content"} for turn in turns):
         raise InputError(f"{where} is no prompt: write a JSON string, a list of token ids, or a list of messages")
     return found

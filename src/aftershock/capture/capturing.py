@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -21,6 +21,9 @@ LOG = "log.txt"
 
 _SCRIPTS = Path(__file__).parent / "engines"
 _TAIL_LINES = 3
+_EXCEPTION_LINES = 12
+"""Lines at the end of a log among which the exception is looked for that ended the script."""
+
 _EXCEPTION = r"(\[\w+\]: )?[A-Za-z_][\w.]*(Error|Exception)\b"
 _POLL_SECONDS = 0.1
 
@@ -95,13 +98,13 @@ def capture(
     the log, and a bundle of the passes that were complete, are left in a folder beside, `NAME.unfinished`.
 
     Raises InputError for a folder that exists, and where the environment is missing or lacks a package, and where the
-    engine crashes, takes longer than `timeout_seconds` or runs out of memory.
+    engine crashes, takes longer than `timeout_seconds`, runs out of memory or writes a bundle that can't be read.
     """
     interpreter = engine_python(engine) if python is None else python
     if engine not in _ENGINES:
         raise InputError(f"engine {engine} is not known: choose one of {', '.join(ENGINES)}")
     if folder.exists():
-        raise InputError(f"{folder} exists already: give the bundle another folder, or remove that one")
+        raise InputError(f"{folder} exists already: choose another folder (-o), or remove that one")
     work = folder.with_name(f"{folder.name}.unfinished")
     log, made = work / LOG, work / "bundle"
     try:
@@ -116,12 +119,21 @@ def capture(
             f"{interpreter} can't capture into {work} ({error}): give another folder or --python"
         ) from error
     if code == 0 and (made / MANIFEST).exists():
+        _check(engine, made, log)
         log.rename(made / LOG)
         made.rename(folder)
         rmtree(work)
         return read_bundle(folder)
     kept = _kept(work)
     raise InputError(f"{engine} {_reason(engine, interpreter, code, log, timeout_seconds)} (its log is {log}{kept})")
+
+
+def _check(engine: str, made: Path, log: Path) -> None:
+    """Raise InputError for a bundle that can't be read, before it has its final name."""
+    try:
+        read_bundle(made)
+    except InputError as error:
+        raise InputError(f"{engine} wrote no sound bundle: {error} (its log is {log})") from error
 
 
 def _run(python: Path, script: Path, work: Path, threads: int, timeout_seconds: float) -> int | None:
@@ -162,8 +174,7 @@ def _kept(work: Path) -> str:
 def _reason(engine: str, python: Path, code: int | None, log: Path, timeout_seconds: float) -> str:
     """What went wrong, by how the script ended and what it said."""
     said = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    raised = [line for line in said[-_TAIL_LINES:] if re.match(_EXCEPTION, line)]
-    tail = " | ".join(raised[-1:] or said[-_TAIL_LINES:]) or "nothing"
+    tail = " | ".join(_last_words(said)) or "nothing"
     lacking = next(
         (found[1] for line in said[-1:] if (found := re.match(r"ModuleNotFoundError: .*'([\w.]+)'", line))), ""
     )
@@ -176,9 +187,16 @@ def _reason(engine: str, python: Path, code: int | None, log: Path, timeout_seco
             f"took longer than {timeout_seconds:g} s, and last said: {tail}: give it longer (--timeout), or less to do"
         )
     if code == -signal.SIGKILL or any("MemoryError" in line or "out of memory" in line.lower() for line in said[-20:]):
-        return f"ran out of memory, as it seems, and last said: {tail}: record less (--record), or give shorter prompts"
+        return f"ran out of memory, as it seems, and last said: {tail}: give shorter prompts, or fewer"
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
     return f"{how} and last said: {tail}"
+
+
+def _last_words(said: Sequence[str]) -> Sequence[str]:
+    """The last exception with what it goes on to say, some lines; the last lines of all where there is none."""
+    tail = said[-_EXCEPTION_LINES:]
+    raised = [place for place, line in enumerate(tail) if re.match(_EXCEPTION, line)]
+    return tail[raised[-1] :][:_TAIL_LINES] if raised else tail[-_TAIL_LINES:]
 
 
 def _mending(engine: str) -> str:

@@ -12,7 +12,13 @@ from aftershock.cli.output import Json, console, counted, print_json, say
 from aftershock.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from aftershock.capture import Bundle
+
+
+PATIENCE = 1800.0
+"""Seconds that an engine may take."""
 
 
 class Batching(StrEnum):
@@ -59,7 +65,9 @@ def command(
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="An option of the engine's own; the value may be JSON."),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=1, metavar="SECONDS", help="End the engine after this long.")] = 1800.0,
+    timeout: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="End the engine after this long.")
+    ] = PATIENCE,
     json: Json = False,
 ) -> int:
     """Record what an engine computes for some prompts, as a bundle."""
@@ -79,7 +87,7 @@ def command(
         batching=batching.value,
         threads=threads,
         record=tuple(record or ()),
-        options=dict(_option(pair) for pair in option or ()),
+        options=options_of(option),
         cache=str(cache),
     )
     show(out, capture(engine, request, out, python, timeout, say), json)
@@ -108,6 +116,11 @@ def show(path: Path, bundle: "Bundle", json: bool) -> None:
         soft_wrap=True,
         markup=False,
     )
+
+
+def options_of(pairs: "Sequence[str] | None") -> dict[str, Any]:
+    """The options that KEY=VALUE say; a value may be JSON. Raises InputError for what is not so."""
+    return dict(_option(pair) for pair in pairs or ())
 
 
 def _option(pair: str) -> tuple[str, Any]:

@@ -48,11 +48,7 @@ class Alignment:
         """
         own = _ordered(catalogue(bundle), self.order)
         for point, match in self.matches.items():
-            if not own.has(match.source):
-                raise InputError(
-                    f"the bundle lacks {match.source}, where the alignment has {point}: align this bundle anew, or "
-                    "mend the file that names it"
-                )
+            _check_shown(own, point, match)
         return {point: own.shown(match.source) for point, match in self.matches.items()}
 
     def overridden(self, other: "Alignment") -> "Alignment":
@@ -66,6 +62,32 @@ class Alignment:
             unmatched_values=tuple(place for place in self.unmatched_values if place not in named),
             order=other.order or self.order,
         )
+
+    def check(self, bundle: Bundle, widths: Mapping[Point, int]) -> None:
+        """Raise InputError unless every source is the bundle's and as wide as its point. `widths` are the channels of
+        the points that the reference has."""
+        count = bundle.manifest.tokens
+        if self.order is not None and sorted(self.order) != list(range(count)):
+            raise InputError(
+                f"the map's order is none of the bundle's {count} tokens: write each number from 0 to {count - 1} "
+                "once, or leave it out"
+            )
+        own = catalogue(bundle)
+        for point, match in self.matches.items():
+            if point not in widths:
+                raise InputError(f"the map has {point}, which the reference has not: leave it out")
+            _check_shown(own, point, match)
+            layout, whole = match.source.layout, own.by_place[match.source.places[0]].width
+            if (layout.width or whole) != widths[point]:
+                raise InputError(
+                    f"the map has {point} of {layout.width or whole} channels ({match.source}), the reference of "
+                    f"{widths[point]}: name the record and the channels that it is"
+                )
+            if layout.transposed is not None and whole % layout.transposed.heads:
+                raise InputError(
+                    f"the map has {layout.transposed.heads} heads for {point}, into which the {whole} channels of "
+                    f"{match.source.places[0]} can't be divided: write how many heads the tensor has"
+                )
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON. Raises InputError where that is not possible."""
@@ -118,6 +140,14 @@ def align(reference: Replica, tokens: Tokens, bundle: Bundle) -> Alignment:
         disagreements=tuple(_disagreements(scene, matches)),
         order=order,
     )
+
+
+def _check_shown(own: Catalogue, point: Point, match: Match) -> None:
+    if not own.has(match.source):
+        raise InputError(
+            f"the bundle lacks {match.source}, where the alignment has {point}: align this bundle anew, or mend the "
+            "file that names it"
+        )
 
 
 def _ordered(own: Catalogue, order: tuple[int, ...] | None) -> Catalogue:

@@ -48,7 +48,7 @@ class _Entry(_Point):
     records: tuple[str, ...] = Field(min_length=1)
     sides: tuple[Side, ...] = ()
     channels: str = ""
-    scale: float = 1.0
+    scale: float = Field(default=1.0, allow_inf_nan=False)
     heads_first: int | None = Field(default=None, ge=1)
     block: Grouping = "all"
     evidence: Evidence = "user"

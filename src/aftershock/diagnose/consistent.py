@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -35,7 +36,7 @@ def _check_logits(manifest: Manifest) -> None:
     count = manifest.logits.stored.shape[-1]
     for request in manifest.requests:
         largest = max(*request.tokens, *request.sampled, 0)
-        if largest >= count:
+        if request.sampled and largest >= count:
             raise InputError(
                 f"request {request.id} has token {largest}, and the bundle's logits have {count} channels: record the "
                 "logits of all tokens of the vocabulary"
@@ -43,15 +44,18 @@ def _check_logits(manifest: Manifest) -> None:
 
 
 def _check_settings(manifest: Manifest) -> None:
-    config = manifest.settings.get("config")
-    for key in _ROTARY if isinstance(config, Mapping) else ():
+    config, options = (_mapping(manifest.settings.get(name)) for name in ("config", "options"))
+    for key in _ROTARY:
         if not isinstance(config.get(key) or {}, Mapping):
             raise InputError(
                 f"settings.config.{key} of the bundle is {config[key]!r}: write an object, as config.json has"
             )
-    options = manifest.settings.get("options")
     _check_sampling("sampling", manifest.settings.get("sampling"))
-    _check_sampling("options.sampling", options.get("sampling") if isinstance(options, Mapping) else None)
+    _check_sampling("options.sampling", options.get("sampling"))
+
+
+def _mapping(settings: object) -> Mapping[str, Any]:
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def _check_sampling(name: str, settings: object) -> None:

@@ -1,13 +1,14 @@
-"""What a bundle declares of itself, as the replay needs it: its tokens, the arithmetic it computes in, where it ends."""
+"""What a bundle declares of itself, as the replay needs it: tokens, values, arithmetic, whether it is complete."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from aftershock.capture import Manifest
+from aftershock.capture import Bundle, Manifest, Stored
 from aftershock.diagnose.arithmetic import Arithmetic
 from aftershock.diagnose.functions import Tokens, angles, angles_in_turn
 from aftershock.errors import InputError
@@ -36,6 +37,28 @@ def tokens_of(manifest: Manifest, device: torch.device) -> Tokens:
         prompts=tuple(request.prompt_tokens or len(request.tokens) for request in requests),
         passes=manifest.passes,
     )
+
+
+def at_most_single(bundle: Bundle) -> Bundle:
+    """A bundle with values in fp64 rounded to fp32, which is what `arithmetic_of` judges them in."""
+    return Bundle(bundle.manifest, _AtMostSingle(bundle.tensors))
+
+
+@dataclass(frozen=True, eq=False)
+class _AtMostSingle(Mapping[Stored, torch.Tensor]):
+    """Tensors, each rounded when it is asked for."""
+
+    tensors: Mapping[Stored, torch.Tensor]
+
+    def __getitem__(self, stored: Stored) -> torch.Tensor:
+        values = self.tensors[stored]
+        return values.float() if values.dtype == torch.float64 else values
+
+    def __iter__(self) -> Iterator[Stored]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
 
 
 def arithmetic_of(manifest: Manifest) -> Arithmetic:
@@ -72,8 +95,7 @@ def cut_short(manifests: Sequence[Manifest]) -> Iterator[str]:
     """What can't be seen of bundles that are not complete, a sentence each."""
     for manifest in manifests:
         if not manifest.complete:
-            engine, last = manifest.engine.name, manifest.requests[-1].id
-            yield f"what {engine} would have computed after it failed: its bundle is incomplete, request {last} the last"
+            yield f"what {manifest.engine.name} would have computed after it failed: its bundle is incomplete"
 
 
 def is_quantised(dtype: str) -> bool:

@@ -49,7 +49,7 @@ def explain(replica: Replica, tokens: Tokens, target: Target, judgement: Judgeme
             groups.append([own])
         else:
             group.append(own)
-    return tuple(_finding(group, replica) for group in groups)
+    return tuple(_finding(group, replica, tokens) for group in groups)
 
 
 def _belongs(own: Explained, group: Sequence[Explained]) -> bool:
@@ -69,7 +69,7 @@ def _belongs(own: Explained, group: Sequence[Explained]) -> bool:
     return together and beside and (alike or one.hypothesis is other.hypothesis)
 
 
-def _finding(group: Sequence[Explained], replica: Replica) -> Finding:
+def _finding(group: Sequence[Explained], replica: Replica, tokens: Tokens) -> Finding:
     first = group[0]
     chosen, other = first.best, first.other
     layers = {layer for own in group for layer in (own.best.layers if own.best else (own.wrong.point.layer,))}
@@ -83,7 +83,7 @@ def _finding(group: Sequence[Explained], replica: Replica) -> Finding:
         runner_up_after=None if other is None else other.after.ratio,
     )
     if chosen is None:
-        return said.model_copy(update=_by_elimination(first.wrong, replica))
+        return said.model_copy(update=_not_finite(first.wrong, tokens) or _by_elimination(first.wrong, replica))
     found = {
         "component": chosen.component,
         "cause": chosen.candidate.cause,
@@ -93,6 +93,21 @@ def _finding(group: Sequence[Explained], replica: Replica) -> Finding:
         "after": chosen.after.ratio,
     }
     return said.model_copy(update=found)
+
+
+def _not_finite(wrong: Wrong, tokens: Tokens) -> dict[str, str]:
+    """NaN and infinities on one side alone, if there are any: where they begin."""
+    rows, channels = wrong.deviation.error.isinf(), wrong.deviation.channel_error.isinf()
+    if not rows.any():
+        return {}
+    first = int(rows.nonzero()[0]) if wrong.deviation.rows is None else int(wrong.deviation.rows[rows][0])
+    request, own = next(pair for pair in enumerate(tokens.requests) if pair[1].stop > first)
+    said = (
+        f"{wrong.point} has NaN or infinities where it should have none: at {int(rows.sum())} of {len(rows)} tokens, "
+        f"token {first - own.start} of request {request} the first, in {int(channels.sum())} of {len(channels)} "
+        f"channels, {int(channels.nonzero()[0])} the first"
+    )
+    return {"cause": "not_finite", "evidence": said}
 
 
 def _by_elimination(wrong: Wrong, replica: Replica) -> dict[str, str]:
@@ -119,7 +134,14 @@ def _evidence(first: Explained, count: int) -> str:
     wrong, chosen, other = first.wrong, first.best, first.other
     if chosen is None:
         said = f"no known cause explains {wrong.point} ({wrong.where})"
-        return said if other is None else f"{said}; {other.candidate.cause} leaves a ratio of {other.after.ratio:.3g}"
+        hidden = [kind for kind in dict.fromkeys(part.kind for part in wrong.parts) if kind != wrong.point.kind]
+        if hidden:
+            said += f", or {' or '.join(hidden)}, which the target doesn't show"
+        if other is None:
+            return said
+        if other.explained:
+            return f"{said}; those tokens are as with {other.candidate.cause}, {other.found}, but the others are right"
+        return f"{said}; {other.candidate.cause} leaves a ratio of {other.after.ratio:.3g}"
     said = (
         f"with it the error ratio of {wrong.point} falls from {wrong.deviation.ratio:.3g} to {chosen.after.ratio:.2g} "
         f"({wrong.where})"

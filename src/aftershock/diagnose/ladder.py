@@ -13,7 +13,7 @@ from aftershock.diagnose.alignment import Alignment
 from aftershock.diagnose.architecture import architecture_of
 from aftershock.diagnose.arithmetic import Arithmetic
 from aftershock.diagnose.comparable import check_beside, check_comparable
-from aftershock.diagnose.declared import arithmetic_of, cut_short, tokens_of
+from aftershock.diagnose.declared import arithmetic_of, at_most_single, cut_short, tokens_of
 from aftershock.diagnose.diagnosis import Diagnosis, Rung
 from aftershock.diagnose.explaining import explain
 from aftershock.diagnose.judging import OVERALL
@@ -87,12 +87,13 @@ def diagnose(
     Raises InputError for a family without a replica, prompts that are not the bundle's, tokens that the reference has
     not, and a target that shows nothing of the reference's model.
     """
-    asked = Asked(reference, target, prompts, known)
     check_comparable(reference, target, prompts)
     for bundle in beside:
         check_beside(reference, target, bundle)
+    target, *beside = map(at_most_single, (target, *beside))
     arithmetic = arithmetic_of(target.manifest)
     replica = Replica(architecture_of(reference), weights_of(reference), arithmetic)
+    asked = Asked(reference, target, prompts, known)
     progress("comparing tokens, settings and weights")
     outside = tuple(_outside(asked, replica))
     progress("replaying the reference")

@@ -92,28 +92,31 @@ def expected(tokenizer: Any, prompt: Prompt | None, request: Request) -> Expecte
 def check_order(requests: Sequence[Request], wanted: Sequence[Expected | None]) -> None:
     """Raise InputError where a request reads the ids of another one's prompt."""
     places = {own.ids: place for place, own in enumerate(wanted) if own is not None}
-    for place, (request, own) in enumerate(zip(requests, wanted, strict=True)):
+    for request, own in zip(requests, wanted, strict=True):
         read = request.tokens[: request.prompt_tokens]
         if own is not None and read != own.ids and read in places:
             raise InputError(
-                f"request {request.id}, number {place} of the bundle, has read the tokens of prompt {places[read]}: give "
-                "the prompts in the bundle's order"
+                f"request {request.id} has read what is prompt {places[read]} of those given (from 0): give them "
+                "in the order of the bundle's requests"
             )
 
 
 def _chat(tokenizer: Any, messages: Any) -> Expected:
-    """What a chat should have been fed. Raises InputError where the template makes nothing of it."""
+    """What a chat should have been fed. Raises InputError where the tokenizer makes nothing of it."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            "the reference's tokenizer has no chat template for prompts that are messages: give texts or token ids, or "
+            "a reference that has one"
+        )
     try:
         return Expected(
             ids=_rendered(tokenizer, messages, add_generation_prompt=True),
             plain=_rendered(tokenizer, messages, add_generation_prompt=False),
             text=tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True),
         )
-    except (ValueError, TemplateError) as error:
-        why = " ".join(str(error).split())
+    except TemplateError as error:
         raise InputError(
-            f"the reference's chat template can't be used on a prompt of messages ({why}): give texts or token ids, or "
-            "a reference whose tokenizer has the template"
+            f"the reference's chat template refuses a prompt ({error}): write its messages as the template wants them"
         ) from error
 
 

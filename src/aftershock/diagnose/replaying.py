@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from aftershock.capture import Bundle
 from aftershock.diagnose.alignment import Alignment, align
 from aftershock.diagnose.architecture import architecture_of
-from aftershock.diagnose.declared import arithmetic_of, tokens_of
+from aftershock.diagnose.declared import arithmetic_of, at_most_single, tokens_of
 from aftershock.diagnose.functions import Tokens
 from aftershock.diagnose.judging import Judgement, judge
+from aftershock.diagnose.points import Point
 from aftershock.diagnose.replay import Deviation, Target, deviations
 from aftershock.diagnose.replica import Replica
 from aftershock.diagnose.weights import weights_of
@@ -38,8 +41,11 @@ def replayed(replica: Replica, tokens: Tokens, bundle: Bundle, known: Alignment 
     """Align a bundle with a replica in its arithmetic and compare every point that it shows. Sources that `known` names
     win over those that are found.
 
-    Raises InputError where nothing in the bundle has the shape of what the reference computes.
+    Raises InputError where nothing in the bundle has the shape of what the reference computes, and for sources of
+    `known` that are not the bundle's, or not as wide as their points.
     """
+    if known is not None:
+        known.check(bundle, _widths(replica, tokens))
     found = align(replica, tokens, bundle)
     alignment = found if known is None else found.overridden(known)
     target = alignment.target(bundle)
@@ -55,8 +61,24 @@ def replayed(replica: Replica, tokens: Tokens, bundle: Bundle, known: Alignment 
 def alignment_with(reference: LoadedModel, target: Bundle, known: Alignment | None = None) -> Alignment:
     """Which of a target's values are which points of the reference's decoder; sources that `known` names win.
 
-    Raises InputError for a family without a replica.
+    Raises InputError for a family without a replica, and for sources of `known` that don't fit.
     """
     replica = Replica(architecture_of(reference), weights_of(reference), arithmetic_of(target.manifest))
-    found = align(replica, tokens_of(target.manifest, reference.device), target)
+    target = at_most_single(target)
+    tokens = tokens_of(target.manifest, reference.device)
+    if known is not None:
+        known.check(target, _widths(replica, tokens))
+    found = align(replica, tokens, target)
     return found if known is None else found.overridden(known)
+
+
+def _widths(replica: Replica, tokens: Tokens) -> dict[Point, int]:
+    """How many channels the points of a replica have, by a run of one token."""
+    found: dict[Point, int] = {}
+
+    def see(point: Point, values: torch.Tensor) -> torch.Tensor:
+        found[point] = values.shape[-1]
+        return values
+
+    replica.run(Tokens(tokens.ids[:1], tokens.positions[:1], lengths=(1,)), see)
+    return found

@@ -52,7 +52,7 @@ class Explained:
 
 def searched(scene: Scene, wrong: Wrong) -> Explained:
     """The cause of a wrong point: of all its rows, or else, as if they alone were shown, of those that are wrong. What
-    strikes some tokens alone may be an error of any kind."""
+    is the same for all tokens, as words and settings are, is no cause of what strikes some of them."""
     everywhere = _explained(scene, wrong)
     hit = struck(wrong.deviation.ratios)
     if everywhere.best is not None or not 1 < int(hit.sum()) < len(hit):
@@ -61,7 +61,11 @@ def searched(scene: Scene, wrong: Wrong) -> Explained:
     there = replace(scene, target={**scene.target, wrong.point: some})
     deviation = deviation_at(scene.replica, scene.tokens, there.target, wrong.point)
     alone = _explained(there, replace(wrong, deviation=deviation))
-    return everywhere if alone.best is None else replace(alone, wrong=wrong)
+    if alone.best is None:
+        return everywhere
+    if alone.best.hypothesis.same_for_all:
+        return Explained(wrong, other=alone.best)
+    return replace(alone, wrong=wrong)
 
 
 def again(scene: Scene, wrong: Wrong, known: Sequence[Trial]) -> Explained | None:

@@ -54,6 +54,7 @@ def tried(place: Place, candidate: Candidate, hypothesis: Hypothesis, wrong: fro
     after = place.deviation(candidate.change, place.point)
     _, held = halves(place.wrong.ratios)
     explained = _healed(place.wrong, after, candidate.least) and not is_wrong(after.of(held))
+    explained = explained and not (candidate.least and place.is_of_words)
     backing = 0
     others = _others(place, candidate)
     if explained and others:

@@ -92,7 +92,7 @@ def format_of_words(dtype: torch.dtype) -> NumberFormat:
 def words(tensor: torch.Tensor) -> torch.Tensor:
     """The stored words of a tensor as integers: a view of the same shape that shares its memory.
 
-    Comparing words instead of values makes NaN equal to itself and tells 0.0 from -0.0. float64 has words too, though no
-    format here: no fault is put into it.
+    Comparing words instead of values makes NaN equal to itself and tells 0.0 from -0.0. float64 has words too, but
+    no format here: no fault is put into it.
     """
     return tensor.view(torch.int64 if tensor.dtype == torch.float64 else format_of_words(tensor.dtype).word)

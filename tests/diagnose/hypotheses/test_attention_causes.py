@@ -73,6 +73,12 @@ def with_a_block_of_earlier_rows(_: int, q: Any, k: Any, v: Any, mask: Any, scal
     return found
 
 
+def without_the_last_heads(_: int, q: Any, k: Any, v: Any, mask: Any, scale: float) -> Any:
+    found = attended(q, k, v, mask, scale)
+    found[:, 2:] = 0
+    return found
+
+
 def with_coarse_rows(_: int, q: Any, k: Any, v: Any, mask: Any, scale: float) -> Any:
     k, v = (own.to(torch.float8_e4m3fn).to(own.dtype) for own in (k, v))
     return attended(q, k, v, mask, scale)
@@ -133,6 +139,7 @@ def with_empty_rows(_: int, q: Any, k: Any, v: Any, mask: Any, scale: float) -> 
             "request 2",
         ),
         ("llama", with_coarse_rows, "kv_precision", "float8_e4m3"),
+        ("llama", without_the_last_heads, "heads_scaled", "heads 2, 3 times 0.0, 0.0"),
         ("llama", with_sinks, "attention_sink", "0.5, -0.5, 1.0, 0.0"),
         ("llama", with_rows_unread, "kv_missing", "tokens 8-15 of request 0, tokens 8-15 of request 2 not read"),
         ("llama", with_a_row_overwritten, "kv_overwritten", ...),

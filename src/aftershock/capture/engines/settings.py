@@ -50,6 +50,16 @@ def head_size(folder: Path) -> int:
     raise ValueError(f"{folder} has no configuration that tells the size of a head: put config.json there")
 
 
+def longest_text(folder: Path) -> int | None:
+    """The tokens that a model takes at most, by its configuration; None where that does not tell."""
+    for content in _configurations(folder):
+        text = content.get("text_config", content)
+        found = text.get("max_position_embeddings", text.get("n_positions"))
+        if found is not None:
+            return int(found)
+    return None
+
+
 def _configurations(folder: Path) -> Iterator[dict[str, Any]]:
     for name in ("genai_config.json", "generation_config.json", "config.json"):
         if (folder / name).exists():

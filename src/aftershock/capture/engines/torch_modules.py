@@ -77,11 +77,14 @@ class Watcher:
         self._names: dict[int, list[str]] = defaultdict(list)
         for name, module in model.named_modules(remove_duplicate=False):
             self._names[id(module)].append(name)
+        modules = dict(model.named_modules(remove_duplicate=False))
         self._parameters: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for name, shape in shapes.items():
             owner, _, last = name.rpartition(".")
             role = last if last in ("weight", "bias") else "other"
-            self._parameters[owner].append({"name": name, "shape": list(shape), "role": role, "modules": [owner]})
+            entry = {"name": name, "shape": list(shape), "role": role, "modules": [owner]}
+            turned = role == "weight" and _turned(modules.get(owner))
+            self._parameters[owner].append({**entry, "output_dim": 1} if turned else entry)
 
     @property
     def caller(self) -> str:
@@ -179,13 +182,24 @@ def _values(
         yield replace(value, point="residual", shares=()), second
 
 
+def _turned(module: torch.nn.Module | None) -> bool:
+    """Whether a linear map stores its weight with the inputs first, as GPT-2's do."""
+    return type(module).__name__ == "Conv1D"
+
+
 def _whole(component: str, channels: int) -> tuple[Share, ...]:
     return (Share(component, 0, channels, channels),)
 
 
 def weights_of(model: torch.nn.Module, config: Any) -> list[dict[str, Any]]:
-    """Names, shapes and digests of a model's parameters, each component's part of a fused one on its own."""
-    return [entry for name, parameter in model.named_parameters() for entry in _weights(name, parameter, config)]
+    """Names, shapes and digests of a model's parameters, output channels first, each component's part of a fused one on
+    its own."""
+    modules = dict(model.named_modules())
+    rows = {
+        name: own.T if own.dim() == 2 and _turned(modules[name.rpartition(".")[0]]) else own
+        for name, own in model.named_parameters()
+    }
+    return [entry for name, parameter in rows.items() for entry in _weights(name, parameter, config)]
 
 
 def _weights(name: str, parameter: torch.Tensor, config: Any) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ rows that come out of the prefix cache are computed by no pass and so are absent
 Options: `sampling` (settings of SamplingParams, or "default" for what the model's generation_config.json says),
 `plugin` (a Python file that runs before the engine is built, and whose `change(model)` is called before the first
 pass), `kv_cache_gib`; all others are arguments of `vllm.LLM`, `hf_overrides` or `enable_prefix_caching` for example.
+`max_model_len` is 2048, or what the model takes where that is less.
 """
 
 import os
@@ -18,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from assembly import assemble
-from settings import is_chat, plain
+from settings import is_chat, longest_text, plain
 from wire import LOGITS, Asked, Recorder, Row, Value, read_request
+
+_LONGEST = 2048
+"""Tokens that a text may have unless `max_model_len` says otherwise: of more the cache would take much memory."""
 
 _OWN = ("sampling", "plugin", "kv_cache_gib")
 
@@ -101,7 +105,8 @@ def capture(asked: Asked, folder: Path) -> None:
     shapes: dict[str, tuple[int, ...]] = {}
     _read_weights_before_they_are_packed(weights, shapes)
     own = {key: value for key, value in asked.options.items() if key not in _OWN}
-    engine = LLM(model=asked.model, dtype=asked.dtype, enforce_eager=True, **({"max_model_len": 2048} | own))
+    longest = min(_LONGEST, longest_text(Path(asked.model)) or _LONGEST)
+    engine = LLM(model=asked.model, dtype=asked.dtype, enforce_eager=True, **({"max_model_len": longest} | own))
     if "change" in plugin:
         engine.apply_model(plugin["change"])
     chosen = asked.options.get("sampling", {})

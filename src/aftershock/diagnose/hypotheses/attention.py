@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 
 from aftershock.diagnose.architecture import Attention
-from aftershock.diagnose.functions import Tokens, attended, attended_among, seen
-from aftershock.diagnose.hypotheses.changes import Change, computed, in_attention, with_values
+from aftershock.diagnose.functions import Tokens, attended, attended_among, seen, split
+from aftershock.diagnose.hypotheses.changes import Change, after, computed, in_attention, with_values
 from aftershock.diagnose.hypotheses.fitting import number
 from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place, listed, numbers
 from aftershock.diagnose.points import Point
 from aftershock.diagnose.replica import Replica
-from aftershock.diagnose.signatures import struck
+from aftershock.diagnose.signatures import struck, touched
 
 KINDS = ("attention",)
 
@@ -177,6 +177,24 @@ def attention_sink(place: Place) -> Iterator[Candidate]:
         yield Candidate("attention_sink", change, "further score", "none" if sinks is None else 0.0)
 
 
+def heads_scaled(place: Place) -> Iterator[Candidate]:
+    """What some heads make times a factor each; 0 where a shard is missing."""
+    if not place.direct:
+        return
+    count = _attention(place).heads
+    values, expected = (split(own, own.shape[-1] // count) for own in (place.values, place.expected))
+    factors = (values * expected).sum((0, 2)) / expected.square().sum((0, 2))
+    wrong = touched(place.wrong.channel_ratios).view(count, -1).any(-1) & factors.isfinite()
+    factors = torch.where(wrong, factors.round(decimals=6), 1.0)
+
+    def edit(made: torch.Tensor) -> torch.Tensor:
+        return (split(made, made.shape[-1] // count) * factors.to(made)[:, None]).flatten(-2)
+
+    numbers = wrong.nonzero()[:, 0].tolist()
+    found = f"heads {listed(numbers)} times {listed([float(f'{own:.4g}') for own in factors[numbers].tolist()])}"
+    yield Candidate("heads_scaled", after("attention", edit), "output", found, "1")
+
+
 def attention_sinks(place: Place) -> Iterator[Candidate]:
     """A further score in the softmax for each head, from how much smaller the head's values are than they should be."""
     own = _attention(place)
@@ -209,6 +227,7 @@ HYPOTHESES = (
     Hypothesis(KINDS, "number", attention_scale),
     Hypothesis(KINDS, "number", attention_softcap),
     Hypothesis(KINDS, "structure", kv_head_matching),
+    Hypothesis(KINDS, "structure", heads_scaled),
     Hypothesis(KINDS, "structure", attention_sinks),
 )
 """What can be wrong with attention."""

@@ -63,7 +63,7 @@ def logit_bias(place: Place) -> Iterator[Candidate]:
 
 
 HYPOTHESES = (
-    Hypothesis(KINDS, "choice", lm_head_tying),
+    Hypothesis(KINDS, "choice", lm_head_tying, same_for_all=True),
     Hypothesis(KINDS, "number", logit_multiplier),
     Hypothesis(KINDS, "number", logit_softcap),
     Hypothesis(KINDS, "structure", logit_bias),

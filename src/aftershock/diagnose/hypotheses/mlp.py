@@ -134,10 +134,10 @@ def in_parallel(place: Place) -> Iterator[Candidate]:
 
 HYPOTHESES = (
     Hypothesis(("activation",), "choice", activation_function),
-    Hypothesis(("activation",), "choice", gate_up_swapped),
+    Hypothesis(("activation",), "choice", gate_up_swapped, same_for_all=True),
     Hypothesis(("activation",), "number", activation_clamped),
     Hypothesis(RESIDUALS, "choice", norm_order),
     Hypothesis(RESIDUALS, "choice", in_parallel),
-    Hypothesis(RESIDUALS, "number", residual),
+    Hypothesis(RESIDUALS, "number", residual, same_for_all=True),
 )
 """What can be wrong with activations and residual sums."""

@@ -161,13 +161,13 @@ def qk_norm_after_rotation(place: Place) -> Iterator[Candidate]:
 
 
 HYPOTHESES = (
-    Hypothesis(NORMED, "choice", norm_offset),
+    Hypothesis(NORMED, "choice", norm_offset, same_for_all=True),
     Hypothesis(NORMED, "choice", norm_centred),
     Hypothesis(NORMED, "choice", norm_scope),
-    Hypothesis(NORMED, "choice", norm_weight),
+    Hypothesis(NORMED, "choice", norm_weight, same_for_all=True),
     Hypothesis(NORMED, "choice", norm_order),
     Hypothesis(("q_rope", "k_rope"), "choice", qk_norm_after_rotation),
     Hypothesis(NORMED, "number", norm_eps),
-    Hypothesis(NORMED, "free", norm_words),
+    Hypothesis(NORMED, "free", norm_words, same_for_all=True),
 )
 """What can be wrong with a norm."""

@@ -7,15 +7,22 @@ from functools import cached_property
 from typing import Literal
 
 import torch
+from torch.nn.functional import normalize
 
 from aftershock.diagnose.arithmetic import TRUTH
 from aftershock.diagnose.functions import Tokens
 from aftershock.diagnose.hypotheses.changes import Change
 from aftershock.diagnose.local import deviation_at, local
-from aftershock.diagnose.points import Point
+from aftershock.diagnose.points import LINEAR, Point
 from aftershock.diagnose.replay import Deviation, Shown, Target, compared
 from aftershock.diagnose.replica import Replica
 from aftershock.diagnose.signatures import touched
+
+SAME = 0.99
+"""Cosine from which two tokens' inputs are the same."""
+
+FOLLOWS, SURE = 0.5, 6.0
+"""How alike errors of tokens have to be, by their inputs' likeness, and how many standard deviations from none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +121,20 @@ class Place:
             return local(truth, self.tokens, self.target, source)
         return self.target[source].values.to(self.tokens.ids.device, torch.float64)
 
+    @cached_property
+    def is_of_words(self) -> bool:
+        """Whether a linear map's error is one of its words, not of rounding: with words off by D errors are E = X D, so
+        that two tokens' errors are about as alike as their inputs, which rounding errors are not."""
+        if not self.direct or self.kind not in LINEAR:
+            return False
+        inputs, errors = (normalize(own) for own in (self.inputs[0][self.rows], self.values - self.expected))
+        alike, found = (own @ own.T for own in (inputs, errors))
+        # Equal tokens have equal rounding errors too.
+        pairs = torch.ones_like(alike, dtype=torch.bool).triu(1) & (alike.abs() < SAME)
+        told = float(alike[pairs].square().sum())
+        slope = float((alike * found)[pairs].sum()) / max(told, 1e-30)
+        return slope > FOLLOWS and slope * math.sqrt(told * errors.shape[-1]) > SURE
+
     def changed(self, change: Change) -> Replica:
         """The replica with something else in all layers in question."""
         replica = self.replica
@@ -151,11 +172,13 @@ class Hypothesis:
 
     `freedom` says how much is found from the target's values: a `choice` of a few, a `number`, a `structure` such as a
     permutation, or values that can be anything (`free`). More freedom is tried only where less explains nothing.
+    `same_for_all`: what a model has of it is the same for all tokens, as its words are.
     """
 
     kinds: tuple[str, ...]
     freedom: Literal["choice", "number", "structure", "free"]
     candidates: Candidates
+    same_for_all: bool = False
 
 
 def halves(ratios: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,13 +7,16 @@ import torch
 
 from aftershock.diagnose.arithmetic import TRUTH
 from aftershock.diagnose.functions import Tokens, activated, capped, seen, split
-from aftershock.diagnose.hypotheses.changes import Change, Edit, computed
+from aftershock.diagnose.hypotheses.changes import Change, Edit, computed, with_tensor
 from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place
-from aftershock.diagnose.hypotheses.rounding import TYPES, lower_than
+from aftershock.diagnose.hypotheses.rounding import TYPES, Rounding, grouped, lower_than
 from aftershock.diagnose.points import KINDS as ALL
 from aftershock.diagnose.points import LINEAR, NORMED, Point
 from aftershock.diagnose.replica import Compute, Replica
 from aftershock.diagnose.weights import Part
+
+BLOCKS = (32, 64, 128)
+"""Words that may share a scale."""
 
 STEPS = (1, 8, 32, 128)
 """Products that are summed up before the sum is rounded."""
@@ -32,6 +35,22 @@ def output_dtype(place: Place) -> Iterator[Candidate]:
             change = _rounded(place.kind, lower.rounding)
             own = str(place.replica.arithmetic.dtype).removeprefix("torch.")
             yield Candidate("output_dtype", change, "output", lower.name, own, LEAST)
+
+
+def weight_precision(place: Place) -> Iterator[Candidate]:
+    """Words rounded to another type before they came to that of the model, all or in groups with a scale each."""
+    weight = place.replica.weights[Part(place.kind, place.layer)]
+    row = weight.shape[-1]
+    sizes = {"tensor": None} | ({"row": row} if weight.dim() > 1 else {})
+    sizes |= {f"block of {size}": size for size in BLOCKS if row % size == 0 and row > size}
+    own = str(weight.dtype).removeprefix("torch.")
+    for lower in (one for one in TYPES + grouped(sizes) if one.name not in (own, "float32")):
+        change = with_tensor(place.kind, partial(_through, lower.rounding))
+        yield Candidate("weight_precision", change, "words", lower.name, own)
+
+
+def _through(rounding: Rounding, weight: torch.Tensor) -> torch.Tensor:
+    return rounding(weight.float()).to(weight.dtype)
 
 
 def function_dtype(place: Place) -> Iterator[Candidate]:
@@ -139,6 +158,7 @@ def _softmax(dtype: torch.dtype) -> Compute:
 
 HYPOTHESES = (
     Hypothesis(ALL, "choice", output_dtype),
+    Hypothesis((*LINEAR, *NORMED, "embedding"), "choice", weight_precision, same_for_all=True),
     Hypothesis(("activation",), "choice", function_dtype),
     Hypothesis(NORMED, "free", accumulation_of_norms),
     Hypothesis(("attention",), "free", accumulation_of_attention),

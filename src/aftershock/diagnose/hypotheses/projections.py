@@ -121,11 +121,12 @@ def _in_blocks(kind: str, step: float, least: float) -> Change:
     scale x code + minimum, the code 0 to 15."""
 
     def edit(weight: torch.Tensor) -> torch.Tensor:
-        blocks = weight.double().unflatten(-1, (-1, BLOCK))
+        blocks = weight.double().reshape(*weight.shape[:-1], -1, BLOCK)
         low, high = blocks.aminmax(dim=-1, keepdim=True)
         own = (high - low) / 15
         codes = ((blocks - low) / own.where(own > 0, 1)).round()
-        return ((low * least).half().double() + codes * (own * step).half().double()).flatten(-2)
+        words: torch.Tensor = (low * least).half().double() + codes * (own * step).half().double()
+        return words.flatten(-2)
 
     return with_tensor(kind, edit)
 
@@ -135,12 +136,12 @@ def _scaled(kind: str, factor: float) -> Change:
 
 
 HYPOTHESES = (
-    Hypothesis((*KINDS, *NORMED), "choice", bias_missing),
-    Hypothesis(("gate", "up"), "choice", gate_up_swapped),
-    Hypothesis(KINDS, "choice", weight_of_other_layer),
-    Hypothesis(KINDS, "choice", weight_transposed),
+    Hypothesis((*KINDS, *NORMED), "choice", bias_missing, same_for_all=True),
+    Hypothesis(("gate", "up"), "choice", gate_up_swapped, same_for_all=True),
+    Hypothesis(KINDS, "choice", weight_of_other_layer, same_for_all=True),
+    Hypothesis(KINDS, "choice", weight_transposed, same_for_all=True),
     Hypothesis(KINDS, "choice", input_dtype),
-    Hypothesis(KINDS, "number", weight_scale),
-    Hypothesis((*KINDS, *NORMED), "structure", bias_extra),
+    Hypothesis(KINDS, "number", weight_scale, same_for_all=True),
+    Hypothesis((*KINDS, *NORMED), "structure", bias_extra, same_for_all=True),
 )
 """What can be wrong with a linear map as a whole."""

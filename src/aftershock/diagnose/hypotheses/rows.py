@@ -245,12 +245,12 @@ def rows_wrong(place: Place) -> Iterator[Candidate]:
 
 
 HYPOTHESES = (
-    Hypothesis(LINEAR, "structure", row_order),
-    Hypothesis(LINEAR, "structure", input_order),
-    Hypothesis(LINEAR, "structure", row_scales),
-    Hypothesis(LINEAR, "structure", zero_points),
-    Hypothesis(LINEAR, "free", words_wrong),
-    Hypothesis(LINEAR, "free", block_scales),
-    Hypothesis(LINEAR, "free", rows_wrong),
+    Hypothesis(LINEAR, "structure", row_order, same_for_all=True),
+    Hypothesis(LINEAR, "structure", input_order, same_for_all=True),
+    Hypothesis(LINEAR, "structure", row_scales, same_for_all=True),
+    Hypothesis(LINEAR, "structure", zero_points, same_for_all=True),
+    Hypothesis(LINEAR, "free", words_wrong, same_for_all=True),
+    Hypothesis(LINEAR, "free", block_scales, same_for_all=True),
+    Hypothesis(LINEAR, "free", rows_wrong, same_for_all=True),
 )
 """What can be wrong with the rows of a weight."""

@@ -22,6 +22,10 @@ TEMPERATURES = (0.02, 20.0)
 """Ends of the range in which a temperature is looked for."""
 
 
+HOT = 0.9 * TEMPERATURES[1]
+"""A temperature from which on it is none that was found."""
+
+
 @dataclass(frozen=True, eq=False)
 class Steps:
     """Every sampled token with the logits it was taken from, fp64, shape (steps, vocabulary); `tie` is the difference
@@ -133,7 +137,9 @@ def _explanations(steps: Steps, asked: Sampling, declared: Sampling | None, own:
         name = "top_k" if asked.top_k and follows(steps, wide).all() else "top_p"
         yield _finding(name, f"{told}: they lie outside of what {name} leaves", None, getattr(asked, name))
     temperature = likeliest_temperature(steps, asked)
-    if _drawn(steps, asked.model_copy(update={"temperature": temperature})) and not _seconds(steps, temperature):
+    warm = asked.model_copy(update={"temperature": temperature})
+    # At the upper end of the range anything is as likely as anything else.
+    if temperature < HOT and _drawn(steps, warm) and not _seconds(steps, temperature):
         yield _finding("temperature", f"{told}; they are drawn", round(temperature, 2), asked.temperature)
     yield _finding("not_the_argmax", told, None, None)
 
