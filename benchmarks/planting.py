@@ -113,11 +113,15 @@ def _in_engine(case: Case, clean: _Run, suspect: _Run) -> Measured:
 
 
 def _noise(case: Case, low: list[torch.Tensor]) -> torch.Tensor:
-    """Difference of a clean model's logits in the case's dtype from those in the next wider one, token by token."""
-    return _difference(low, logits_of(clean_target(case, _WIDER[case.dtype])))
+    """Difference of a clean model's logits in the case's dtype, or in what its kernels round to, from those in the next
+    wider one, token by token."""
+    if case.rounds_to is not None:
+        low = logits_of(clean_target(case, getattr(torch, case.rounds_to)))
+    return _difference(low, logits_of(clean_target(case, _WIDER[case.rounds_to or case.dtype])))
 
 
 def _over_noise(effect: torch.Tensor, noise: torch.Tensor) -> Measured:
+    effect = effect.nan_to_num(nan=torch.inf)
     return Measured(
         effect_over_noise=_rounded(effect.square().mean().sqrt() / noise.square().mean().sqrt()),
         largest_over_noise=_rounded(effect.max() / noise.max()),

@@ -121,6 +121,13 @@ def round_cache(seen: Attended, dtype: str) -> Attended:
     return replace(seen, key=key, value=value)
 
 
+def lose_value_heads(seen: Attended, first: int) -> Attended:
+    """Nothing but zeros in the value heads from a number on: those of a worker that is not there."""
+    value = seen.value.clone()
+    value[:, first:] = 0
+    return replace(seen, value=value)
+
+
 def tile_heads(seen: Attended) -> Attended:
     """Query head i reads KV head i mod KV heads, in place of i divided by the size of a group."""
     groups = seen.query.shape[1] // seen.key.shape[1]
@@ -165,6 +172,7 @@ SIGHTS: dict[str, Callable[..., Attended]] = {
         hold_other,
         scale_cache,
         round_cache,
+        lose_value_heads,
         tile_heads,
         first_head_for_all,
         values_of_next_head,

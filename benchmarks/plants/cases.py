@@ -91,7 +91,8 @@ class Measured(_Entry):
 class Case(_Entry):
     """One planted error. `author` says who wrote it: someone who did not know how causes are recognised, or the builder
     of the diagnosis. `[also]` is a second, separate error. Where `detectable` is false, the effect is beneath the
-    noise. `[sampling]` is what is asked of both engines, `[options]` are further options of the engine.
+    noise. `rounds_to` is what kernels round to where that is less than `dtype`. `[sampling]` is what is asked of both
+    engines, `[options]` are further options of the engine.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Case(_Entry):
     engine: EngineName
     model: str
     dtype: Literal["float32", "bfloat16", "float16"]
+    rounds_to: Literal["bfloat16", "float16"] | None = None
     why: str
     prompts: Prompts
     sampling: Sampling = Field(default_factory=Sampling)

@@ -50,6 +50,13 @@ def zero_channels(values: torch.Tensor, first: int, count: int) -> torch.Tensor:
     return values.masked_fill((channels >= first) & (channels < first + count), 0.0)
 
 
+def spoil_last(values: torch.Tensor) -> torch.Tensor:
+    """NaN in the first channel of the last token, from words beyond the input."""
+    spoilt = values.clone()
+    spoilt[..., -1, 0] = torch.nan
+    return spoilt
+
+
 def negate_alternate_heads(values: torch.Tensor, channels: int) -> torch.Tensor:
     """The other sign for every second head of so many channels."""
     heads = torch.arange(values.shape[-1], device=values.device) // channels
@@ -117,6 +124,7 @@ CHANGES: dict[str, Change] = {
         round_to,
         round_to_grid,
         zero_channels,
+        spoil_last,
         negate_alternate_heads,
         sort_channels,
         reverse_channels,

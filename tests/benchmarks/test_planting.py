@@ -57,6 +57,7 @@ PLANTED: list[tuple[str, str, dict[str, Any]]] = [
     ("llama", "self_attn.o_proj", {"operation": "output", "point": "o", "change": "round_to", "dtype": "float16"}),
     ("llama", "", {"operation": "output", "point": "residual", "change": "round_to_grid", "levels": 127}),
     ("llama", "mlp", {"operation": "output", "point": "mlp", "change": "zero_channels", "first": 1, "count": 2}),
+    ("llama", "mlp", {"operation": "output", "point": "mlp", "change": "spoil_last"}),
     (
         "llama",
         "self_attn.v_proj",
@@ -135,6 +136,7 @@ PLANTED: list[tuple[str, str, dict[str, Any]]] = [
             ("llama", "scale_cache", {"key": 1.0, "value": 1.5}),
             ("llama", "round_cache", {"dtype": "float8_e5m2"}),
             ("llama", "tile_heads", {}),
+            ("llama", "lose_value_heads", {"first": 1}),
             ("llama", "first_head_for_all", {}),
             ("llama", "values_of_next_head", {}),
             ("llama", "values_one_late", {}),

@@ -104,6 +104,7 @@ CHANGES = {
     "where the requests have": lambda manifest: manifest["requests"].pop(),
     "positions": lambda manifest: manifest["requests"][0]["positions"].pop(),
     "negative token": lambda manifest: manifest["requests"][0]["tokens"].__setitem__(0, -1),
+    "has a negative token": lambda manifest: manifest["requests"][0].update(sampled=[-1]),
     "has not one value for each of": lambda manifest: manifest["records"][2]["parameters"][1].update(shape=[7]),
     "only the input of an embedding is I64": lambda manifest: manifest["records"][0].update(operation="linear"),
     "not of the same tokens": lambda manifest: manifest["records"][2]["input"].update(shape=[20, 1, 32]),

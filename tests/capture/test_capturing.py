@@ -96,6 +96,23 @@ def test_an_exception_is_told_by_its_last_lines(scripts, tmp_path):
     assert "last said: ValueError: no such kernel (its log" in said
 
 
+def test_an_exception_of_several_lines_is_told_with_its_reason(scripts, tmp_path):
+    scripts("raise ValueError('1 validation error\\n  the length 2048 is too large\\n    see the page\\n  more')\n")
+    said = refused(tmp_path / "out")
+    assert "last said: ValueError: 1 validation error | the length 2048 is too large | see the page (its log" in said
+
+
+def test_a_bundle_that_is_not_sound_never_has_the_final_name(scripts, tmp_path):
+    scripts("recorder.finish([])\nPath(sys.argv[2], 'manifest.json').write_text('{')\n")
+    for _ in range(2):
+        said = refused(tmp_path / "out")
+        assert "vllm wrote no sound bundle: " in said
+        assert "is no JSON" in said
+        assert "(its log is" in said
+    scripts(FINISH)
+    assert run(tmp_path / "out").manifest.complete
+
+
 def test_a_hang_is_ended_with_all_that_it_started(scripts, tmp_path):
     scripts(
         "import subprocess\n"
@@ -138,7 +155,9 @@ def test_a_missing_package_is_named_with_the_line_that_installs_it(scripts, tmp_
 )
 def test_memory_that_runs_out_is_told(scripts, tmp_path, code):
     scripts(code)
-    assert "ran out of memory" in refused(tmp_path / "out")
+    said = refused(tmp_path / "out")
+    assert "ran out of memory" in said
+    assert "give shorter prompts, or fewer" in said
 
 
 def test_a_script_that_ends_without_a_bundle_is_a_failure(scripts, tmp_path):
@@ -157,7 +176,7 @@ def test_what_failed_before_makes_way(scripts, tmp_path):
 def test_a_folder_that_exists_is_left_alone(scripts, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").write_text("mine")
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match=r"exists already: choose another folder \(-o\)"):
         run(tmp_path / "out")
     assert (tmp_path / "out" / "file").read_text() == "mine"
 

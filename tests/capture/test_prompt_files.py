@@ -16,7 +16,21 @@ def test_json_a_line(tmp_path):
     assert read_prompts(tmp_path / "p.jsonl") == ("one\ntwo", (5, 6), ({"role": "user", "content": "x"},))
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", '""', "[1.5]", '[{"role": 3}]', "no json", "[" * 100_000, "3"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        "[]",
+        '""',
+        "[1.5]",
+        '[{"role": 3}]',
+        "no json",
+        "[" * 100_000,
+        "3",
+        '[{"role": "user"}]',
+        '[{"content": "x"}]',
+    ],
+)
 def test_a_line_that_is_no_prompt_is_refused(tmp_path, line):
     (tmp_path / "p.jsonl").write_text(f'"fine"\n{line}\n')
     with pytest.raises(InputError, match=r"p\.jsonl, line 2 is no prompt"):

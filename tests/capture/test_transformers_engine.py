@@ -1,5 +1,6 @@
 """The script that captures transformers: the bundle that `record` makes in this process, and more passes."""
 
+from hashlib import blake2b
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -129,3 +130,14 @@ def test_a_configuration_can_be_overridden(run):
     changed = run("llama", options={"hf_overrides": {"rms_norm_eps": 1.0}})
     assert changed.manifest.settings["config"]["rms_norm_eps"] == 1.0
     assert not torch.equal(changed.logits, run("llama").logits)
+
+
+def test_weights_that_are_stored_inputs_first_are_said_to_be(run):
+    own = tiny_loaded("gpt2").module.transformer.h[0].mlp.c_fc.weight
+    manifest = run("gpt2").manifest
+    linear = {one.module: one.parameters for one in manifest.records if one.operation == "linear"}
+    weight = next(one for one in linear["transformer.h.0.mlp.c_fc"] if one.role == "weight")
+    assert (weight.output_dim, weight.shape) == (1, tuple(own.shape))
+    held = next(one for one in manifest.weights if one.name == weight.name)
+    assert held.shape == tuple(own.T.shape)
+    assert held.digest == blake2b(own.T.contiguous().numpy().tobytes(), digest_size=16).hexdigest()

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 import torch
@@ -127,8 +128,64 @@ def test_a_family_that_is_not_known_is_named(folder, capsys, tmp_path):
     assert "is of the family gpt_neox" in capsys.readouterr().err
 
 
-def test_options_of_a_capture_do_not_go_with_a_bundle(folder, capsys):
-    assert "go with ENGINE:MODEL" in refusal(capsys, folder, folder / "clean", "--dtype", "bfloat16")
+@pytest.mark.parametrize(
+    "option", [("--dtype", "bfloat16"), ("--option", "attention=eager"), ("--timeout", "7"), ("--python", "python")]
+)
+def test_options_of_a_capture_do_not_go_with_a_bundle(folder, capsys, option):
+    assert "go with ENGINE:MODEL" in refusal(capsys, folder, folder / "clean", *option)
+
+
+@pytest.mark.parametrize("target", ["sglang:model", "vllm:"])
+def test_an_engine_that_is_not_known_is_told_from_a_bundle(folder, capsys, target):
+    said = refusal(capsys, folder, target)
+    assert f"target {target} is neither the folder of a bundle nor ENGINE:MODEL" in said
+    assert "llamacpp, onnxruntime, openvino, transformers, vllm" in said
+
+
+def test_a_model_of_another_shape_is_refused_before_it_is_captured(folder, capsys, tmp_path):
+    save_tiny(tmp_path / "deep", "llama", num_hidden_layers=4)
+    capsys.readouterr()
+    assert diagnosed(folder, f"transformers:{tmp_path / 'deep'}") == 2
+    printed = capsys.readouterr().err
+    assert "has num_hidden_layers 4, the reference 2" in printed
+    assert "capturing with" not in printed
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("AFTERSHOCK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_the_log_of_an_engine_that_failed_stays_where_the_sentence_says(folder, capsys, cache):
+    target = f"transformers:{folder / 'model'}"
+    options = ("--prompts", folder / "prompts.jsonl", "--option", "attention=abacus")
+    log = Path(refusal(capsys, folder, target, *options).partition("(its log is ")[2].partition(")")[0].split(",")[0])
+    assert cache in log.parents
+    assert "abacus" in log.read_text("utf-8")
+
+
+def test_a_time_that_an_engine_may_take_is_passed_on(folder, capsys, cache):
+    assert "took longer than 1 s" in refusal(capsys, folder, f"transformers:{folder / 'model'}", "--timeout", "1")
+
+
+def test_what_is_captured_in_float64_is_diagnosed_and_then_gone(folder, capsys, cache):
+    otherwise = 'hf_overrides={"rms_norm_eps": 0.001}'
+    options = ("--prompts", folder / "prompts.jsonl", "--dtype", "float64", "--option", otherwise)
+    assert diagnosed(folder, f"transformers:{folder / 'model'}", *options, "--json") == 3
+    found = json.loads(capsys.readouterr().out)
+    assert found["subject"]["dtype"] == "float64"
+    assert found["findings"][0]["cause"] == "norm_eps"
+    assert next(rung["state"] for rung in found["rungs"] if rung["name"] == "weights") == "agrees"
+    assert not list(cache.glob("diagnose-*"))
+
+
+def test_a_bundle_that_is_incomplete_is_told_to_people(folder, capsys, tmp_path):
+    partial = Path(copytree(folder / "clean", tmp_path / "partial"))
+    manifest = json.loads((partial / "manifest.json").read_text("utf-8"))
+    (partial / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
+    assert diagnosed(folder, partial) == 0
+    assert "would have computed after it failed: its bundle is incomplete" in capsys.readouterr().out
 
 
 def test_what_is_no_bundle_is_one_sentence(folder, capsys, tmp_path):

@@ -9,6 +9,7 @@ import torch
 from engine_like import bundle_of, named, replica_of, tokens_of, values_of
 from rich.console import Console
 
+from aftershock.diagnose import alignment_with, diagnose
 from aftershock.diagnose.alignment import Alignment, align, load_alignment
 from aftershock.diagnose.layouts import Layout, Transposed
 from aftershock.diagnose.points import Point
@@ -71,6 +72,44 @@ def test_a_bundle_that_lacks_a_tensor_is_refused() -> None:
         wide.target(bundle)
 
 
+@pytest.mark.parametrize(
+    ("point", "said"),
+    [
+        ({"channels": "0:8"}, "layer 0 q of 8 channels .*, the reference of 32: name the record and the channels"),
+        ({"records": ["h.0.k"]}, r"layer 0 q of 16 channels \(h\.0\.k\), the reference of 32"),
+        ({"heads_first": 7}, "7 heads for layer 0 q, into which the 32 channels of h.0.q can't be divided"),
+        ({"layer": 9}, "the map has layer 9 q, which the reference has not: leave it out"),
+        ({"point": "q_norm"}, "the map has layer 0 q_norm, which the reference has not: leave it out"),
+        ({"records": ["nowhere"]}, "the bundle lacks nowhere, where the alignment has layer 0 q"),
+    ],
+)
+def test_a_point_that_does_not_fit_the_reference_is_refused(tmp_path: Path, point: dict[str, Any], said: str) -> None:
+    reference = tiny_loaded("llama")
+    bundle = bundle_of(named(values_of(replica_of(reference))))
+    known = load_alignment(write(tmp_path, [{"point": "q", "layer": 0, "records": ["h.0.q"], **point}]))
+    with pytest.raises(InputError, match=said):
+        alignment_with(reference, bundle, known)
+    with pytest.raises(InputError, match=said):
+        diagnose(reference, bundle, known=known)
+
+
+@pytest.mark.parametrize("order", [[0, 1], [0] * 60, list(range(1, 61))])
+def test_an_order_that_is_none_is_refused(tmp_path: Path, order: list[int]) -> None:
+    reference = tiny_loaded("llama")
+    bundle = bundle_of(named(values_of(replica_of(reference))))
+    known = load_alignment(write(tmp_path, [], order=order))
+    with pytest.raises(InputError, match="order is none of the bundle's 60 tokens: write each number from 0 to 59"):
+        alignment_with(reference, bundle, known)
+
+
+def test_a_map_that_was_saved_fits(tmp_path: Path) -> None:
+    reference = tiny_loaded("llama")
+    bundle = bundle_of(named(values_of(replica_of(reference))))
+    alignment_with(reference, bundle).save(tmp_path / "map.json")
+    known = load_alignment(tmp_path / "map.json")
+    assert alignment_with(reference, bundle, known).matches.keys() == known.matches.keys()
+
+
 def test_people_get_a_table() -> None:
     console = Console(width=120, record=True)
     console.print(ALIGNMENT.table())
@@ -97,6 +136,7 @@ def write(folder: Path, points: list[dict[str, Any]], **more: Any) -> Path:
         ([{"point": "q", "layer": 0, "records": ["q"], "channels": "8:0"}], {}, "channels that no tensor has"),
         ([{"point": "q", "layer": 0, "records": ["q"], "channels": "all"}], {}, "channels"),
         ([{"point": "q", "layer": 0, "record": "q"}], {}, "record"),
+        ([{"point": "q", "layer": 0, "records": ["q"], "scale": float("nan")}], {}, "finite"),
         ([], {"version": 2}, "newer aftershock"),
         ([], {"format": "a list"}, "no alignment"),
     ],

@@ -133,3 +133,11 @@ def test_names_of_a_format(name: str):
 def test_unsupported_dtypes_are_named():
     with pytest.raises(InputError, match="int64"):
         format_of(torch.int64)
+
+
+def test_float64_has_words_and_no_format():
+    values = torch.tensor([0.0, -0.0, torch.nan], dtype=torch.float64)
+    assert torch.equal(words(values), words(values.clone()))
+    assert words(values)[0] != words(values)[1]
+    with pytest.raises(InputError):
+        format_of(torch.float64)

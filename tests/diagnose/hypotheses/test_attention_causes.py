@@ -139,7 +139,7 @@ def with_empty_rows(_: int, q: Any, k: Any, v: Any, mask: Any, scale: float) -> 
             "request 2",
         ),
         ("llama", with_coarse_rows, "kv_precision", "float8_e4m3"),
-        ("llama", without_the_last_heads, "heads_scaled", "heads 2, 3 times 0.0, 0.0"),
+        ("llama", without_the_last_heads, "heads_missing", "2, 3"),
         ("llama", with_sinks, "attention_sink", "0.5, -0.5, 1.0, 0.0"),
         ("llama", with_rows_unread, "kv_missing", "tokens 8-15 of request 0, tokens 8-15 of request 2 not read"),
         ("llama", with_a_row_overwritten, "kv_overwritten", ...),

@@ -177,22 +177,17 @@ def attention_sink(place: Place) -> Iterator[Candidate]:
         yield Candidate("attention_sink", change, "further score", "none" if sinks is None else 0.0)
 
 
-def heads_scaled(place: Place) -> Iterator[Candidate]:
-    """What some heads make times a factor each; 0 where a shard is missing."""
+def heads_missing(place: Place) -> Iterator[Candidate]:
+    """Nothing but zeros from the heads that are wrong, as where a shard is missing."""
     if not place.direct:
         return
     count = _attention(place).heads
-    values, expected = (split(own, own.shape[-1] // count) for own in (place.values, place.expected))
-    factors = (values * expected).sum((0, 2)) / expected.square().sum((0, 2))
-    wrong = touched(place.wrong.channel_ratios).view(count, -1).any(-1) & factors.isfinite()
-    factors = torch.where(wrong, factors.round(decimals=6), 1.0)
+    kept = ~touched(place.wrong.channel_ratios).view(count, -1).any(-1)
 
     def edit(made: torch.Tensor) -> torch.Tensor:
-        return (split(made, made.shape[-1] // count) * factors.to(made)[:, None]).flatten(-2)
+        return (split(made, made.shape[-1] // count) * kept.to(made)[:, None]).flatten(-2)
 
-    numbers = wrong.nonzero()[:, 0].tolist()
-    found = f"heads {listed(numbers)} times {listed([float(f'{own:.4g}') for own in factors[numbers].tolist()])}"
-    yield Candidate("heads_scaled", after("attention", edit), "output", found, "1")
+    yield Candidate("heads_missing", after("attention", edit), "heads", listed((~kept).nonzero()[:, 0].tolist()))
 
 
 def attention_sinks(place: Place) -> Iterator[Candidate]:
@@ -227,7 +222,7 @@ HYPOTHESES = (
     Hypothesis(KINDS, "number", attention_scale),
     Hypothesis(KINDS, "number", attention_softcap),
     Hypothesis(KINDS, "structure", kv_head_matching),
-    Hypothesis(KINDS, "structure", heads_scaled),
+    Hypothesis(KINDS, "choice", heads_missing),
     Hypothesis(KINDS, "structure", attention_sinks),
 )
 """What can be wrong with attention."""

@@ -50,7 +50,7 @@ def weight_precision(place: Place) -> Iterator[Candidate]:
 
 
 def _through(rounding: Rounding, weight: torch.Tensor) -> torch.Tensor:
-    return rounding(weight.float()).to(weight.dtype)
+    return rounding(weight.float().reshape(-1, weight.shape[-1])).to(weight.dtype).reshape(weight.shape)
 
 
 def function_dtype(place: Place) -> Iterator[Candidate]:
