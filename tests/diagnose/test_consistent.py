@@ -90,8 +90,14 @@ def test_other_settings_are_taken(clean, settings):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_values_of_more_digits_than_the_dtype_are_refused(clean, dtype):
-    with pytest.raises(InputError, match=f"says dtype {dtype}, and .* have more digits .*: write the dtype that"):
+    with pytest.raises(InputError, match=f"says dtype {dtype}, and .* have more digits .*: give the dtype that"):
         diagnose(tiny_loaded("llama"), said(clean, dtype=dtype))
+
+
+def test_values_of_another_narrow_type_are_refused():
+    own = record(tiny_loaded("llama", torch.float16), PROMPTS)
+    with pytest.raises(InputError, match="says dtype bfloat16"):
+        check_consistent(said(own, dtype="bfloat16"))
 
 
 def test_values_that_have_no_more_digits_are_taken(clean):

@@ -6,6 +6,7 @@ import torch
 from aftershock.capture import Bundle, Request, record
 from aftershock.diagnose import alignment_with, default_prompts, diagnose
 from aftershock.errors import InputError
+from aftershock.numerics import generator
 from tiny_models import tiny_loaded
 
 PROMPTS = [list(range(5, 49)), list(range(20, 28)), list(range(7, 51))]
@@ -237,3 +238,22 @@ def test_a_configuration_of_another_size_is_another_model(reference, clean):
     config = model_of(intermediate_size=64).module.config.to_dict()
     with pytest.raises(InputError, match="intermediate_size 64, the reference 48: they are not the same model"):
         diagnose(reference, said(clean, settings={"config": config}), PROMPTS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_words_that_were_rounded_for_a_wider_engine_are_followed_and_named(reference, dtype):
+    coarse = model_of()
+    for parameter in coarse.module.parameters():
+        parameter.copy_(parameter.to(dtype))
+    found = diagnose(reference, record(coarse, PROMPTS), PROMPTS)
+    name = str(dtype).removeprefix("torch.")
+    assert {(one.cause, one.found) for one in found.findings} == {("weight_precision", name)}
+    assert {one.component for one in found.findings} >= {"embedding", "attn_norm", "q", "o", "gate", "down"}
+
+
+def test_rounding_noise_of_the_embedding_is_no_vector_for_each_position(reference):
+    other = model_of()
+    rows = other.module.get_submodule("model.embed_tokens").weight
+    rows.mul_(1 + 1e-3 * torch.from_numpy(generator(0, 0, "rows").standard_normal(rows.shape)))
+    found = diagnose(reference, record(other, [[5, 6, 7, 5, 6, 7, 8, 8], [8, 7, 6, 5]]), None)
+    assert (found.component, found.cause) == ("embedding", "weight_rows_wrong")

@@ -40,7 +40,7 @@ def test_channels_that_are_next_to_each_other_are_not_copied() -> None:
     assert PLAIN.of(own, ()) is own
 
 
-@pytest.mark.parametrize("blocks", [[5], [2, 3]])
+@pytest.mark.parametrize("blocks", [[5], [2, 3], [2, 0, 3]])
 def test_heads_before_tokens_are_put_back(blocks: list[int]) -> None:
     own = values(5, 12)
     rows = torch.split(torch.arange(5), blocks)

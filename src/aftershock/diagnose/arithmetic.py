@@ -44,7 +44,8 @@ class Arithmetic:
             return one_by_one(scores, values, self.sums)
         if self.attention is None:
             return softly(scores, values)
-        found: torch.Tensor = self.multiplied(torch.softmax(scores, -1)[..., : values.shape[1]]) @ values
+        shares = self.multiplied(torch.softmax(scores, -1)[..., : values.shape[1]])
+        found: torch.Tensor = shares.to(values.dtype) @ values
         return found
 
     def attended(

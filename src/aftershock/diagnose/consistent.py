@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from aftershock.capture import Bundle, Manifest, Stored
+from aftershock.capture import Bundle, Manifest
 from aftershock.diagnose.rungs.sampling import sampling_of
 from aftershock.errors import InputError
 
-_NARROW = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_NARROW = {"float16": ("F16", torch.float16), "bfloat16": ("BF16", torch.bfloat16)}
+"""The types of few digits: what safetensors calls them, and torch's."""
 
 _ROWS = 32
 """Rows of a tensor whose digits are counted."""
@@ -80,20 +81,16 @@ def _check_digits(bundle: Bundle) -> None:
     """llama.cpp's dtype is that of its weights, and its values have more digits. Elsewhere few tensors do: logits,
     routers."""
     manifest = bundle.manifest
-    narrow = _NARROW.get(manifest.dtype)
-    if narrow is None or manifest.engine.name == "llama.cpp":
+    if manifest.dtype not in _NARROW or manifest.engine.name == "llama.cpp":
         return
-    wide = [own for own in _outputs(manifest) if own.dtype in ("F32", "F64")]
-    finer = [own for own in wide if _has_more_digits(bundle.tensors[own], narrow)]
-    if 2 * len(finer) > len(_outputs(manifest)):
+    name, narrow = _NARROW[manifest.dtype]
+    outputs = list(dict.fromkeys(record.output for record in manifest.records))
+    finer = [own for own in outputs if own.dtype != name and _has_more_digits(bundle.tensors[own], narrow)]
+    if 2 * len(finer) > len(outputs):
         raise InputError(
             f"the bundle of {manifest.model} says dtype {manifest.dtype}, and {len(finer)} of its tensors have more "
-            f"digits than that, {finer[0].key} the first: write the dtype that the engine computes in"
+            f"digits than that, {finer[0].key} the first: give the dtype that the engine computes in"
         )
-
-
-def _outputs(manifest: Manifest) -> list[Stored]:
-    return list(dict.fromkeys(record.output for record in manifest.records))
 
 
 def _has_more_digits(values: torch.Tensor, narrow: torch.dtype) -> bool:

@@ -76,7 +76,7 @@ PLAIN = Layout()
 
 def _restored(values: torch.Tensor, heads: int, blocks: Sequence[torch.Tensor]) -> torch.Tensor:
     found = values.clone()
-    for rows in blocks:
+    for rows in (own for own in blocks if len(own)):
         found[rows] = values[rows].reshape(heads, len(rows), -1).transpose(0, 1).flatten(1)
     return found
 

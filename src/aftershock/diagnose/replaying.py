@@ -1,7 +1,7 @@
 """One bundle through the replay: aligned, compared point by point, judged."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -46,10 +46,10 @@ def replayed(replica: Replica, tokens: Tokens, bundle: Bundle, known: Alignment 
     """
     if known is not None:
         known.check(bundle, _widths(replica, tokens))
-    found = align(replica, tokens, bundle)
+    found = aligned(replica, tokens, bundle)
     alignment = found if known is None else found.overridden(known)
     target = alignment.target(bundle)
-    if not any(own.evidence in RIGHT and point.kind in STREAM for point, own in alignment.matches.items()):
+    if not _is_followed(alignment):
         raise InputError(
             f"no value of the target ({bundle.manifest.model}) is one that the reference computes: give a target with "
             "the reference's weights, or record more of its modules"
@@ -68,8 +68,24 @@ def alignment_with(reference: LoadedModel, target: Bundle, known: Alignment | No
     tokens = tokens_of(target.manifest, reference.device)
     if known is not None:
         known.check(target, _widths(replica, tokens))
-    found = align(replica, tokens, target)
+    found = aligned(replica, tokens, target)
     return found if known is None else found.overridden(known)
+
+
+def aligned(replica: Replica, tokens: Tokens, bundle: Bundle) -> Alignment:
+    """Which of a bundle's values are which points: as near as the target's arithmetic has them, or, where that leads
+    nowhere, as near as bf16 has them, for targets whose words were rounded to it."""
+    found = align(replica, tokens, bundle)
+    if _is_followed(found):
+        return found
+    coarse = replace(replica, arithmetic=replace(replica.arithmetic, dtype=torch.bfloat16))
+    again = align(coarse, tokens, bundle)
+    return again if _is_followed(again) else found
+
+
+def _is_followed(alignment: Alignment) -> bool:
+    """Whether the residual stream was found anywhere by its values."""
+    return any(own.evidence in RIGHT and point.kind in STREAM for point, own in alignment.matches.items())
 
 
 def _widths(replica: Replica, tokens: Tokens) -> dict[Point, int]:

@@ -17,6 +17,9 @@ from aftershock.diagnose.weights import Part
 
 KINDS = ("embedding",)
 
+LEFT = 0.1
+"""Share of the sum of squares that vectors for each position leave at most."""
+
 REPEATED = 0.5
 """Tokens of positions, at least, that another request has too: what is found at one is checked at the other."""
 
@@ -84,6 +87,8 @@ def position_embedding(place: Place) -> Iterator[Candidate]:
     left = place.shown.values.to(positions.device).double() - place.every_truth
     sums = torch.zeros(len(times), left.shape[-1], dtype=left.dtype).index_add(0, positions, left)
     added = sums / times.clamp(min=1)[:, None]
+    if float((left - added[positions]).square().sum()) > LEFT * float(left.square().sum()):
+        return
 
     def compute(replica: Replica, point: Point, inputs: Sequence[torch.Tensor], tokens: Tokens) -> torch.Tensor:
         own = replica.own(point, inputs, tokens)
@@ -93,10 +98,12 @@ def position_embedding(place: Place) -> Iterator[Candidate]:
 
 
 def rows_wrong(place: Place) -> Iterator[Candidate]:
-    """Rows of other tokens, or any others, for a few of the tokens: the same wherever such a token occurs."""
+    """Rows of other tokens, or any others, for a few of the tokens, or for all where most occur again: the same
+    wherever such a token occurs."""
     ids = place.tokens.ids[place.numbers]
     wrong = touched(place.wrong.ratios)
-    if not place.direct or len(set(ids[wrong].tolist())) > FEW * len(set(ids.tolist())):
+    few = len(set(ids[wrong].tolist())) <= FEW * len(set(ids.tolist()))
+    if not place.direct or not (few or float((torch.bincount(ids)[ids] > 1).double().mean()) >= REPEATED):
         return
     multiplier = place.replica.architecture.embedding_multiplier
     table = place.replica.weights[Part("embedding", -1)].double() * multiplier
