@@ -1,15 +1,15 @@
 """Values rounded more than the target says."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 
 from aftershock.diagnose.arithmetic import TRUTH
 from aftershock.diagnose.functions import Tokens, activated, capped, seen, split
-from aftershock.diagnose.hypotheses.changes import Change, Edit, computed, with_tensor
+from aftershock.diagnose.hypotheses.changes import Change, Edit, after, computed, with_tensor
 from aftershock.diagnose.hypotheses.place import Candidate, Hypothesis, Place
-from aftershock.diagnose.hypotheses.rounding import TYPES, Rounding, grouped, lower_than
+from aftershock.diagnose.hypotheses.rounding import TYPES, Lower, Rounding, grouped, lower_than
 from aftershock.diagnose.points import KINDS as ALL
 from aftershock.diagnose.points import LINEAR, NORMED, Point
 from aftershock.diagnose.replica import Compute, Replica
@@ -17,6 +17,9 @@ from aftershock.diagnose.weights import Part
 
 BLOCKS = (32, 64, 128)
 """Words that may share a scale."""
+
+WORDS = 2**26
+"""Words at most of a tensor that is rounded as a whole."""
 
 STEPS = (1, 8, 32, 128)
 """Products that are summed up before the sum is rounded."""
@@ -40,17 +43,39 @@ def output_dtype(place: Place) -> Iterator[Candidate]:
 def weight_precision(place: Place) -> Iterator[Candidate]:
     """Words rounded to another type before they came to that of the model, all or in groups with a scale each."""
     weight = place.replica.weights[Part(place.kind, place.layer)]
+    if weight.numel() > WORDS:
+        return
+    sizes = {"tensor": None} | ({"row": weight.shape[-1]} if weight.dim() > 1 else {})
+    for lower in _others(weight, sizes):
+        change = with_tensor(place.kind, partial(_through, lower.rounding, weight.dtype))
+        yield Candidate("weight_precision", change, "words", lower.name, _name(weight.dtype))
+
+
+def table_precision(place: Place) -> Iterator[Candidate]:
+    """The same of the embedding, of which the rows that are looked up are rounded alone."""
+    weight = place.replica.weights[Part(place.kind, place.layer)]
+    multiplier = place.replica.architecture.embedding_multiplier
+    for lower in _others(weight, {"row": weight.shape[-1]}):
+
+        def edit(rows: torch.Tensor, rounding: Rounding = lower.rounding) -> torch.Tensor:
+            return _through(rounding, weight.dtype, rows / multiplier).to(rows.dtype) * multiplier
+
+        yield Candidate("weight_precision", after("embedding", edit), "words", lower.name, _name(weight.dtype))
+
+
+def _others(weight: torch.Tensor, sizes: Mapping[str, int | None]) -> Iterator[Lower]:
+    """Precisions that words may have been in, other than their own."""
     row = weight.shape[-1]
-    sizes = {"tensor": None} | ({"row": row} if weight.dim() > 1 else {})
-    sizes |= {f"block of {size}": size for size in BLOCKS if row % size == 0 and row > size}
-    own = str(weight.dtype).removeprefix("torch.")
-    for lower in (one for one in TYPES + grouped(sizes) if one.name not in (own, "float32")):
-        change = with_tensor(place.kind, partial(_through, lower.rounding))
-        yield Candidate("weight_precision", change, "words", lower.name, own)
+    blocks = {f"block of {size}": size for size in BLOCKS if row % size == 0 and row > size}
+    yield from (one for one in TYPES + grouped({**sizes, **blocks}) if one.name not in (_name(weight.dtype), "float32"))
 
 
-def _through(rounding: Rounding, weight: torch.Tensor) -> torch.Tensor:
-    return rounding(weight.float().reshape(-1, weight.shape[-1])).to(weight.dtype).reshape(weight.shape)
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _through(rounding: Rounding, dtype: torch.dtype, weight: torch.Tensor) -> torch.Tensor:
+    return rounding(weight.float().reshape(-1, weight.shape[-1])).to(dtype).reshape(weight.shape)
 
 
 def function_dtype(place: Place) -> Iterator[Candidate]:
@@ -158,7 +183,8 @@ def _softmax(dtype: torch.dtype) -> Compute:
 
 HYPOTHESES = (
     Hypothesis(ALL, "choice", output_dtype),
-    Hypothesis((*LINEAR, *NORMED, "embedding"), "choice", weight_precision, same_for_all=True),
+    Hypothesis((*LINEAR, *NORMED), "choice", weight_precision, same_for_all=True),
+    Hypothesis(("embedding",), "choice", table_precision, same_for_all=True),
     Hypothesis(("activation",), "choice", function_dtype),
     Hypothesis(NORMED, "free", accumulation_of_norms),
     Hypothesis(("attention",), "free", accumulation_of_attention),

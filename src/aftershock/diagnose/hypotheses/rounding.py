@@ -1,6 +1,6 @@
 """Lower precisions that values may have been rounded to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,8 +23,12 @@ class Lower:
 
 def to(dtype: torch.dtype) -> Rounding:
     """Rounded to a type; what lies beyond its range is its largest value."""
-    largest = torch.finfo(dtype).max
-    return lambda values: values.clamp(-largest, largest).to(dtype).to(values.dtype)
+
+    def rounding(values: torch.Tensor) -> torch.Tensor:
+        largest = min(torch.finfo(dtype).max, torch.finfo(values.dtype).max)
+        return values.clamp(-largest, largest).to(dtype).to(values.dtype)
+
+    return rounding
 
 
 def scaled(dtype: torch.dtype, channels: int | None) -> Rounding:
@@ -64,7 +68,7 @@ TYPES = (
 """Types without a scale."""
 
 
-def grouped(sizes: dict[str, int | None]) -> tuple[Lower, ...]:
+def grouped(sizes: Mapping[str, int | None]) -> tuple[Lower, ...]:
     """Types with a scale for each group of so many channels, by what a group is called (None: the whole tensor)."""
     return tuple(
         lower
