@@ -257,3 +257,13 @@ def test_rounding_noise_of_the_embedding_is_no_vector_for_each_position(referenc
     rows.mul_(1 + 1e-3 * torch.from_numpy(generator(0, 0, "rows").standard_normal(rows.shape)))
     found = diagnose(reference, record(other, [[5, 6, 7, 5, 6, 7, 8, 8], [8, 7, 6, 5]]), None)
     assert (found.component, found.cause) == ("embedding", "weight_rows_wrong")
+
+
+def test_of_very_many_logits_some_rows_are_compared(reference, monkeypatch):
+    monkeypatch.setattr("aftershock.diagnose.replaying.MOST", 10 * 100)
+    untied = {"tie_word_embeddings": False}
+    right, wrong = model_of(**untied), model_of(**untied)
+    wrong.module.get_submodule("lm_head").weight.mul_(1.5)
+    found = diagnose(right, record(wrong, PROMPTS), PROMPTS)
+    assert (found.component, found.cause) == ("logits", "logit_multiplier")
+    assert "10 rows of logits" in next(rung.said for rung in found.rungs if rung.name == "logits")

@@ -10,7 +10,7 @@ import torch
 from aftershock.diagnose.arithmetic import TRUTH
 from aftershock.diagnose.functions import Tokens
 from aftershock.diagnose.points import Point
-from aftershock.diagnose.replay import Target, deviation
+from aftershock.diagnose.replay import LOGITS, Target, deviation, ends_of
 from aftershock.diagnose.replica import Replica
 
 PENALTY = 3.0
@@ -28,17 +28,17 @@ def free_ratios(replica: Replica, tokens: Tokens, target: Target) -> dict[Point,
 
     def keep(point: Point, values: torch.Tensor) -> torch.Tensor:
         if point in target:
-            low[point] = target[point].of(values)
+            low[point] = values if point == LOGITS else target[point].of(values)
         return values
 
     def compare(point: Point, values: torch.Tensor) -> torch.Tensor:
         if point in target:
-            shown = target[point]
-            found[point] = deviation(replica, target, point, shown.of(values), low.pop(point)).ratio
+            own = values if point == LOGITS else target[point].of(values)
+            found[point] = deviation(replica, target, point, own, low.pop(point)).ratio
         return values
 
-    replica.run(tokens, keep)
-    replace(replica, arithmetic=TRUTH).run(tokens, compare)
+    replica.run(tokens, keep, ends_of(target))
+    replace(replica, arithmetic=TRUTH).run(tokens, compare, ends_of(target))
     return found
 
 

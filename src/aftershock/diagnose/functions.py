@@ -12,6 +12,9 @@ from transformers.activations import ACT2FN
 
 from aftershock.diagnose.architecture import Attention, Mixture, Norm, Rotation
 
+AT_ONCE = 2**24
+"""Words of a weight that are converted at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tokens:
@@ -214,5 +217,9 @@ def mixed(
 
 
 def linear(values: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """values x weight^T + bias in the values' type; weight (outputs, inputs) of any type."""
-    return torch.nn.functional.linear(values, weight.to(values.dtype), None if bias is None else bias.to(values.dtype))
+    """values x weight^T + bias in the values' type; weight (outputs, inputs) of any type, of which no more than a part
+    is in that type at a time."""
+    parts = torch.split(weight, max(AT_ONCE // weight.shape[-1], 1))
+    found = [torch.nn.functional.linear(values, part.to(values.dtype)) for part in parts]
+    made = found[0] if len(found) == 1 else torch.cat(found, -1)
+    return made if bias is None else made + bias.to(values.dtype)

@@ -62,6 +62,8 @@ class Shown:
 
 Target = Mapping[Point, Shown]
 
+LOGITS = Point("logits")
+
 
 @dataclass(frozen=True, eq=False)
 class Deviation:
@@ -135,11 +137,19 @@ def forced(replica: Replica, tokens: Tokens, target: Target) -> dict[Point, torc
         shown = target.get(point)
         if shown is None:
             return values
+        if point == LOGITS:
+            found[point] = values
+            return values
         found[point] = shown.of(values)
         return shown.into(values)
 
-    replica.run(tokens, see)
+    replica.run(tokens, see, ends_of(target))
     return found
+
+
+def ends_of(target: Target) -> torch.Tensor | None:
+    """The tokens whose logits are shown, None for all of them."""
+    return target[LOGITS].rows if LOGITS in target else None
 
 
 def deviations(replica: Replica, tokens: Tokens, target: Target) -> list[Deviation]:
@@ -151,10 +161,11 @@ def deviations(replica: Replica, tokens: Tokens, target: Target) -> list[Deviati
         shown = target.get(point)
         if shown is None:
             return values
-        found.append(deviation(replica, target, point, shown.of(values), low.pop(point)))
-        return shown.into(values)
+        own = values if point == LOGITS else shown.of(values)
+        found.append(deviation(replica, target, point, own, low.pop(point)))
+        return values if point == LOGITS else shown.into(values)
 
-    replace(replica, arithmetic=TRUTH).run(tokens, see)
+    replace(replica, arithmetic=TRUTH).run(tokens, see, ends_of(target))
     return found
 
 

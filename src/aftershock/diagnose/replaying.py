@@ -12,7 +12,7 @@ from aftershock.diagnose.declared import arithmetic_of, at_most_single, tokens_o
 from aftershock.diagnose.functions import Tokens
 from aftershock.diagnose.judging import Judgement, judge
 from aftershock.diagnose.points import Point
-from aftershock.diagnose.replay import Deviation, Target, deviations
+from aftershock.diagnose.replay import LOGITS, Deviation, Target, deviations
 from aftershock.diagnose.replica import Replica
 from aftershock.diagnose.weights import weights_of
 from aftershock.errors import InputError
@@ -21,6 +21,9 @@ from aftershock.models import LoadedModel
 STREAM = frozenset({"embedding", "attn_norm", "attn_residual", "mlp_norm", "residual", "final_norm"})
 """Kinds that are as wide as the model. A target of the same model shows one of them that is right, at least."""
 
+
+MOST = 2**25
+"""Logits that are compared at most: rows times vocabulary."""
 
 RIGHT = ("value", "user")
 """Evidence of a point that is known to be where it is."""
@@ -48,7 +51,7 @@ def replayed(replica: Replica, tokens: Tokens, bundle: Bundle, known: Alignment 
         known.check(bundle, _widths(replica, tokens))
     found = aligned(replica, tokens, bundle)
     alignment = found if known is None else found.overridden(known)
-    target = alignment.target(bundle)
+    target = thinned(alignment.target(bundle))
     if not _is_followed(alignment):
         raise InputError(
             f"no value of the target ({bundle.manifest.model}) is one that the reference computes: give a target with "
@@ -56,6 +59,16 @@ def replayed(replica: Replica, tokens: Tokens, bundle: Bundle, known: Alignment 
         )
     compared = deviations(replica, tokens, target)
     return Replayed(tokens, alignment, target, compared, judge(compared, replica, tokens, target))
+
+
+def thinned(target: Target) -> Target:
+    """The same with the logits of fewer tokens, evenly spread, where all of them are more than `MOST` values."""
+    logits = target.get(LOGITS)
+    if logits is None or logits.values.numel() <= MOST:
+        return target
+    count = len(logits.values)
+    kept = torch.linspace(0, count - 1, max(MOST // logits.values.shape[-1], 1)).round().long()
+    return {**target, LOGITS: logits.at(kept)}
 
 
 def alignment_with(reference: LoadedModel, target: Bundle, known: Alignment | None = None) -> Alignment:

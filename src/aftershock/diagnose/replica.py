@@ -126,11 +126,13 @@ class Replica:
         return routed + torch.sigmoid(share) * shared
 
     @torch.inference_mode()
-    def run(self, tokens: Tokens, see: See) -> None:
-        """Walk all points in order."""
+    def run(self, tokens: Tokens, see: See, ends: torch.Tensor | None = None) -> None:
+        """Walk all points in order; logits are those of the tokens `ends` alone, where given."""
         values: dict[Point, torch.Tensor] = {}
         for point in self.points:
             inputs = [values[own] for own in self.inputs(point)]
+            if point.kind == "logits" and ends is not None:
+                inputs = [own[ends.to(own.device)] for own in inputs]
             values[point] = see(point, self.compute(point, inputs, tokens))
             if point.kind == "residual":
                 values = {point: values[point]}
