@@ -15,6 +15,22 @@ from aftershock.diagnose.replica import Replica
 from aftershock.diagnose.weights import weights_of
 from aftershock.models import LoadedModel
 
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "mixtral",
+    "qwen3_moe",
+    "qwen2_moe",
+    "gpt2",
+    "opt",
+)
+"""Families of tiny models that there is a replica of."""
+
 _KINDS = {
     "input_layernorm": "attn_norm",
     "ln_1": "attn_norm",

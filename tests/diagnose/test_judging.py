@@ -9,24 +9,9 @@ from aftershock.diagnose.judging import OVERALL, is_wrong, judge
 from aftershock.diagnose.points import Point
 from aftershock.diagnose.replay import Deviation, Shown, deviations
 from aftershock.numerics import generator
-from hand_made import replica_of, shown_by
+from hand_made import FAMILIES, replica_of, shown_by
 from hand_planted import PROMPTS, diagnosed, layers_of
 from tiny_models import tiny_loaded
-
-FAMILIES = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma2",
-    "gemma3",
-    "phi3",
-    "mixtral",
-    "qwen3_moe",
-    "qwen2_moe",
-    "gpt2",
-    "opt",
-)
 
 WIDE = {"hidden_size": 64, "intermediate_size": 160, "num_key_value_heads": 1}
 

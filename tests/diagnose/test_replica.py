@@ -8,24 +8,9 @@ import torch
 from aftershock.diagnose.arithmetic import TRUTH
 from aftershock.diagnose.points import INSIDE, SOURCES, Point
 from aftershock.diagnose.replica import Altered, Replica
-from hand_made import replica_of, shown_by
+from hand_made import FAMILIES, replica_of, shown_by
 from hand_planted import PROMPTS
 from tiny_models import tiny_loaded
-
-FAMILIES = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma2",
-    "gemma3",
-    "phi3",
-    "mixtral",
-    "qwen3_moe",
-    "qwen2_moe",
-    "gpt2",
-    "opt",
-)
 
 
 def values_of(replica: Replica, tokens: object) -> dict[Point, torch.Tensor]:
