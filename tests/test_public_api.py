@@ -8,7 +8,7 @@ import pytest
 
 import aftershock
 
-ROOMS = ("numerics", "stats", "models", "tasks", "faults", "inject", "replay", "study", "report")
+ROOMS = ("numerics", "stats", "hardware", "models", "tasks", "faults", "inject", "replay", "study", "report")
 
 
 def typed_names() -> dict[str, str]:

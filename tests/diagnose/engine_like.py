@@ -50,14 +50,7 @@ def requests_of(prompts: Sequence[Sequence[int]]) -> tuple[Request, ...]:
 
 def values_of(replica: Replica, prompts: Sequence[Sequence[int]] = PROMPTS) -> Values:
     """What an engine with this decoder computes at each point, in call order."""
-    found: Values = {}
-
-    def see(point: Point, values: torch.Tensor) -> torch.Tensor:
-        found[point] = values
-        return values
-
-    replica.run(tokens_of(requests_of(prompts)), see)
-    return found
+    return dict(replica.walk(tokens_of(requests_of(prompts)), lambda _, values: values))
 
 
 def named(values: Values) -> dict[str, torch.Tensor]:

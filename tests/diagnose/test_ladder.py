@@ -267,3 +267,23 @@ def test_of_very_many_logits_some_rows_are_compared(reference, monkeypatch):
     found = diagnose(right, record(wrong, PROMPTS), PROMPTS)
     assert (found.component, found.cause) == ("logits", "logit_multiplier")
     assert "10 rows of logits" in next(rung.said for rung in found.rungs if rung.name == "logits")
+
+
+@pytest.mark.parametrize(
+    ("first", "state", "words"),
+    [(0, "agrees", "not for the cache's sake"), (40, "differs", "the error is in what is read back")],
+)
+def test_the_cache_is_suspected_where_tokens_that_read_it_are_worse(reference, first, state, words):
+    wrong = model_of()
+
+    def ruffled(_, given):
+        values = given[0].clone()
+        values[:, first:, :4] += 0.1
+        return (values, *given[1:])
+
+    wrong.module.get_submodule("model.layers.1.self_attn.o_proj").register_forward_pre_hook(ruffled)
+    bundle = record(wrong, [PROMPTS[0]])
+    hooked = bundle.manifest.model_copy(update={"passes": (tuple(range(40)), *((token,) for token in range(40, 44)))})
+    rungs = {rung.name: rung for rung in diagnose(reference, Bundle(hooked, bundle.tensors), PROMPTS[:1]).rungs}
+    assert rungs["cache"].state == state
+    assert rungs["cache"].said.endswith(words)

@@ -14,7 +14,7 @@ def test_every_point_is_what_the_forced_replay_computes_there() -> None:
     model = tiny_loaded("gemma3")
     replica = replica_of(model)
     tokens, target = shown_by(model, PROMPTS)
-    replayed = forced(replica, tokens, target)
+    replayed = dict(forced(replica, tokens, target))
     for point in target:
         assert torch.equal(local(replica, tokens, target, point), replayed[point]), point
 

@@ -14,14 +14,7 @@ from tiny_models import tiny_loaded
 
 
 def values_of(replica: Replica, tokens: object) -> dict[Point, torch.Tensor]:
-    found: dict[Point, torch.Tensor] = {}
-
-    def see(point: Point, values: torch.Tensor) -> torch.Tensor:
-        found[point] = values
-        return values
-
-    replica.run(tokens, see)
-    return found
+    return dict(replica.walk(tokens, lambda _, values: values))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

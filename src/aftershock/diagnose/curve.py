@@ -1,16 +1,13 @@
 """The error ratio over a whole run, errors of earlier points included, as Ekka has it (arXiv 2606.04594)."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import ruptures
-import torch
 
-from aftershock.diagnose.arithmetic import TRUTH
 from aftershock.diagnose.functions import Tokens
 from aftershock.diagnose.points import Point
-from aftershock.diagnose.replay import LOGITS, Target, deviation, ends_of
+from aftershock.diagnose.replay import Target, deviations, free
 from aftershock.diagnose.replica import Replica
 
 PENALTY = 3.0
@@ -23,23 +20,7 @@ ENDS = 1e-3, 1e9
 def free_ratios(replica: Replica, tokens: Tokens, target: Target) -> dict[Point, float]:
     """Norm of target - truth over norm of low - truth at every shown point, in call order, where truth and low are the
     replica's own runs, without rounding and in the target's arithmetic, on the tokens alone."""
-    low: dict[Point, torch.Tensor] = {}
-    found: dict[Point, float] = {}
-
-    def keep(point: Point, values: torch.Tensor) -> torch.Tensor:
-        if point in target:
-            low[point] = values if point == LOGITS else target[point].of(values)
-        return values
-
-    def compare(point: Point, values: torch.Tensor) -> torch.Tensor:
-        if point in target:
-            own = values if point == LOGITS else target[point].of(values)
-            found[point] = deviation(replica, target, point, own, low.pop(point)).ratio
-        return values
-
-    replica.run(tokens, keep, ends_of(target))
-    replace(replica, arithmetic=TRUTH).run(tokens, compare, ends_of(target))
-    return found
+    return {one.point: one.ratio for one in deviations(replica, tokens, target, free)}
 
 
 def rise(ratios: Mapping[Point, float], threshold: float) -> Point | None:

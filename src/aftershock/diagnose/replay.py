@@ -4,7 +4,7 @@ The replica walks over the target's tokens. At each point that the target shows,
 and then replaced by it, so that no error reaches what comes after: a component that deviates is wrong itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from aftershock.diagnose.arithmetic import TRUTH
 from aftershock.diagnose.functions import Tokens
 from aftershock.diagnose.points import Point
-from aftershock.diagnose.replica import Replica
+from aftershock.diagnose.replica import GoOn, Replica
 
 LEAST = 1 / 16
 """Deviations of less than so many units in the last place, relative to a token's values, are none."""
@@ -128,45 +128,38 @@ def _steadied(noise: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
     return torch.maximum(noise, size * mean)
 
 
-def forced(replica: Replica, tokens: Tokens, target: Target) -> dict[Point, torch.Tensor]:
-    """What the replica computes for every shown point out of the target's own values before it: shape (rows,
-    channels)."""
-    found: dict[Point, torch.Tensor] = {}
+def forced(replica: Replica, tokens: Tokens, target: Target) -> Iterator[tuple[Point, torch.Tensor]]:
+    """Every shown point, in call order, with what the replica computes for it out of the target's own values before it:
+    shape (rows, channels)."""
 
-    def see(point: Point, values: torch.Tensor) -> torch.Tensor:
-        shown = target.get(point)
-        if shown is None:
-            return values
-        if point == LOGITS:
-            found[point] = values
-            return values
-        found[point] = shown.of(values)
-        return shown.into(values)
+    def go_on(point: Point, values: torch.Tensor) -> torch.Tensor:
+        return values if point == LOGITS or point not in target else target[point].into(values)
 
-    replica.run(tokens, see, ends_of(target))
-    return found
+    yield from _shown(replica, tokens, target, go_on)
 
 
-def ends_of(target: Target) -> torch.Tensor | None:
-    """The tokens whose logits are shown, None for all of them."""
-    return target[LOGITS].rows if LOGITS in target else None
+def free(replica: Replica, tokens: Tokens, target: Target) -> Iterator[tuple[Point, torch.Tensor]]:
+    """The same out of the replica's own values before it."""
+    yield from _shown(replica, tokens, target, lambda _, values: values)
 
 
-def deviations(replica: Replica, tokens: Tokens, target: Target) -> list[Deviation]:
-    """The deviation of every shown point, in call order. `replica` has the target's arithmetic."""
-    low = forced(replica, tokens, target)
-    found: list[Deviation] = []
+def _shown(replica: Replica, tokens: Tokens, target: Target, go_on: GoOn) -> Iterator[tuple[Point, torch.Tensor]]:
+    ends = target[LOGITS].rows if LOGITS in target else None
+    for point, values in replica.walk(tokens, go_on, ends):
+        if point in target:
+            yield point, values if point == LOGITS else target[point].of(values)
 
-    def see(point: Point, values: torch.Tensor) -> torch.Tensor:
-        shown = target.get(point)
-        if shown is None:
-            return values
-        own = values if point == LOGITS else shown.of(values)
-        found.append(deviation(replica, target, point, own, low.pop(point)))
-        return values if point == LOGITS else shown.into(values)
 
-    replace(replica, arithmetic=TRUTH).run(tokens, see, ends_of(target))
-    return found
+Run = Callable[[Replica, Tokens, Target], Iterator[tuple[Point, torch.Tensor]]]
+"""`forced` or `free`."""
+
+
+def deviations(replica: Replica, tokens: Tokens, target: Target, run: Run = forced) -> list[Deviation]:
+    """The deviation of every shown point, in call order. `replica` has the target's arithmetic. No more than a layer's
+    values are held beside the target's."""
+    exact = replace(replica, arithmetic=TRUTH)
+    both = zip(run(replica, tokens, target), run(exact, tokens, target), strict=True)
+    return [deviation(replica, target, point, truth, low) for (point, low), (_, truth) in both]
 
 
 def deviation(replica: Replica, target: Target, point: Point, truth: torch.Tensor, low: torch.Tensor) -> Deviation:

@@ -103,11 +103,5 @@ def _is_followed(alignment: Alignment) -> bool:
 
 def _widths(replica: Replica, tokens: Tokens) -> dict[Point, int]:
     """How many channels the points of a replica have, by a run of one token."""
-    found: dict[Point, int] = {}
-
-    def see(point: Point, values: torch.Tensor) -> torch.Tensor:
-        found[point] = values.shape[-1]
-        return values
-
-    replica.run(Tokens(tokens.ids[:1], tokens.positions[:1], lengths=(1,)), see)
-    return found
+    one = Tokens(tokens.ids[:1], tokens.positions[:1], lengths=(1,))
+    return {point: values.shape[-1] for point, values in replica.walk(one, lambda _, values: values)}

@@ -4,7 +4,7 @@
 ones (a run of its own), or a target's (a forced replay, in which every component is judged on the inputs it had).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,7 +23,7 @@ from aftershock.diagnose.functions import (
 from aftershock.diagnose.points import ENTERING, INSIDE, LINEAR, NORMED, SOURCES, Point
 from aftershock.diagnose.weights import ROUTED, Part, Weights
 
-See = Callable[[Point, torch.Tensor], torch.Tensor]
+GoOn = Callable[[Point, torch.Tensor], torch.Tensor]
 """Told a point and the values computed for it, shape (tokens, channels); returns those to go on with."""
 
 Compute = Callable[["Replica", Point, Sequence[torch.Tensor], Tokens], torch.Tensor]
@@ -126,14 +126,19 @@ class Replica:
         return routed + torch.sigmoid(share) * shared
 
     @torch.inference_mode()
-    def run(self, tokens: Tokens, see: See, ends: torch.Tensor | None = None) -> None:
-        """Walk all points in order; logits are those of the tokens `ends` alone, where given."""
+    def walk(
+        self, tokens: Tokens, go_on: GoOn, ends: torch.Tensor | None = None
+    ) -> Iterator[tuple[Point, torch.Tensor]]:
+        """All points in order with their values; later ones are computed from what `go_on` makes of them. Logits are
+        those of the tokens `ends` alone, where given."""
         values: dict[Point, torch.Tensor] = {}
         for point in self.points:
             inputs = [values[own] for own in self.inputs(point)]
             if point.kind == "logits" and ends is not None:
                 inputs = [own[ends.to(own.device)] for own in inputs]
-            values[point] = see(point, self.compute(point, inputs, tokens))
+            found = self.compute(point, inputs, tokens)
+            yield point, found
+            values[point] = go_on(point, found)
             if point.kind == "residual":
                 values = {point: values[point]}
 

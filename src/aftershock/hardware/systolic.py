@@ -24,7 +24,9 @@ class Gemm:
 
     def __post_init__(self) -> None:
         if min(self.outputs, self.depth, self.tokens) < 1:
-            raise InputError(f"a product of shape {self.outputs} x {self.depth} x {self.tokens} is empty: give sizes from 1")
+            raise InputError(
+                f"a product of shape {self.outputs} x {self.depth} x {self.tokens} is empty: give sizes from 1"
+            )
 
     @property
     def multiplications(self) -> int:
@@ -67,7 +69,7 @@ class SystolicArray:
 
     @property
     def tile_tokens(self) -> int:
-        """Tokens of a tile: entries of the buffer of differences. A weight-stationary stream is judged every so many."""
+        """Tokens of a tile, entries of the buffer of differences; a weight-stationary stream is cut every so many."""
         return self.columns
 
     def passes(self, gemm: Gemm) -> int:
@@ -90,7 +92,8 @@ class SystolicArray:
         """Cycles with checksums. A model: each line of elements or adders that a wave passes costs it one cycle.
 
         Weight-stationary: one more column holds e^T W, a row of adders sums e^T Y. Output-stationary: one more row
-        computes e^T W X, a column of adders sums e^T W. The stream is as long as before.
+        computes e^T W X, which shifts out with the rest, and a column of adders sums e^T W. The stream is as long as
+        before.
         """
         return self._cycles(gemm, self.rows + 1, self.columns + 1)
 

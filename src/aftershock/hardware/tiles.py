@@ -1,8 +1,8 @@
 """Products on a systolic array tile by tile: int32 accumulators, faults in them, what the checksums say.
 
-All arithmetic is exact modulo 2^32, checksums included, so a clean tile never alarms. Faults strike what tiles hand
-over: weight-stationary, every partial sum that leaves the array; output-stationary, every finished accumulator. Operands
-and the checksum hardware stay intact (ReaLM's error model; the second is our simplification).
+All arithmetic is exact modulo 2^32, checksums included, so a clean tile never alarms. Faults strike what tiles
+hand over: weight-stationary, every partial sum that leaves the array; output-stationary, every finished accumulator.
+Operands stay intact, as in ReaLM's error model, and so does the checksum hardware, which is our simplification.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ class TileErrors:
     @property
     def alarms(self) -> Booleans:
         """Tiles with any difference, shape (tiles,)."""
-        return self.differences.any(axis=1)
+        return np.asarray(self.differences.any(axis=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +107,13 @@ def multiply(
         raise InputError("the array multiplies matrices of int8: give weight and inputs in two dimensions as int8")
     if weight.shape[1] != inputs.shape[0]:
         raise InputError(f"weight has depth {weight.shape[1]}, inputs have {inputs.shape[0]}: give them the same")
-    gemm = Gemm(*weight.shape, inputs.shape[1])
+    gemm = Gemm(weight.shape[0], weight.shape[1], inputs.shape[1])
     passes = array.passes(gemm)
     masks = np.zeros(passes * gemm.outputs * gemm.tokens, dtype=np.uint32)
     if faults.place.size and not 0 <= faults.place.min() <= faults.place.max() < masks.size:
-        raise InputError(f"the product has {masks.size} accumulators and a fault lies outside: draw faults for its shape")
+        raise InputError(
+            f"the product has {masks.size} accumulators and a fault lies outside: draw faults for its shape"
+        )
     masks[faults.place] = faults.mask
     outputs = np.zeros((gemm.outputs, gemm.tokens), dtype=np.int64)
     differences, corrupted = [], []
@@ -126,9 +128,9 @@ def multiply(
             expected = _exact(checksum[None], inputs[part])[0]
             differences.append(_wrapped(expected - partial[rows].sum(axis=0, dtype=np.int64)).astype(np.int64))
             corrupted.append(struck[rows].any(axis=0))
-    by_tile = _columns_of_tiles(np.stack(differences), array.tile_tokens)
-    wrong = _columns_of_tiles(np.stack(corrupted), array.tile_tokens).any(axis=1)
-    return Product(_wrapped(outputs), TileErrors(by_tile, wrong), np.sum(differences, axis=0))
+    deviations = _by_tile(np.array(differences), array.tile_tokens)
+    wrong = np.asarray(_by_tile(np.array(corrupted, dtype=np.int64), array.tile_tokens).any(axis=1))
+    return Product(_wrapped(outputs), TileErrors(deviations, wrong), np.sum(differences, axis=0))
 
 
 def _exact(left: npt.NDArray[np.signedinteger], right: npt.NDArray[np.int8]) -> Integers:
@@ -141,7 +143,7 @@ def _wrapped(values: Integers) -> npt.NDArray[np.int32]:
     return values.astype(np.int32)
 
 
-def _columns_of_tiles[Kind: (np.int64, np.bool_)](values: npt.NDArray[Kind], width: int) -> npt.NDArray[Kind]:
+def _by_tile(values: Integers, width: int) -> Integers:
     """From (blocks, tokens) to (tiles, width), zeros added to the last tile of every block."""
     missing = -values.shape[1] % width
     return np.pad(values, ((0, 0), (0, missing))).reshape(-1, width)

@@ -1,7 +1,7 @@
 """Timing errors against supply voltage: three published tables, and the path delay that they agree with.
 
-All of it describes arrays in a commercial 14 nm process with 0.9 V nominal, from the code of DRIFT (arXiv 2604.09073), of
-the group that wrote ReaLM (arXiv 2503.24053, DAC'25). Nothing here was measured by aftershock.
+All of it describes arrays in a 14 nm process with 0.9 V nominal, from the code of DRIFT (arXiv 2604.09073), by the
+group that wrote ReaLM (arXiv 2503.24053, DAC'25). Nothing here was measured by aftershock.
 """
 
 from collections.abc import Mapping
@@ -151,4 +151,4 @@ ERROR_TABLES: Mapping[str, ErrorTable] = MappingProxyType(
         "drift-smooth": ErrorTable("drift-smooth", _SMOOTH),
     }
 )
-"""The three tables in DRIFT's code. Its script uses the first and multiplies the rates by 3; here they are as printed."""
+"""The tables in DRIFT's code, as printed. Its script uses the first, and multiplies the rates by 3."""

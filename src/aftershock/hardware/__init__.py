@@ -1,0 +1,81 @@
+"""Voltage, timing errors, energy, systolic arrays and their checksums: arrays in, numbers out."""
+
+from aftershock.hardware.critical import (
+    CriticalRegion,
+    fit_region,
+    matrix_sum_deviation,
+    signed_sum_deviation,
+)
+from aftershock.hardware.energy import OperatingPoint, best_point, relative_energy, saving
+from aftershock.hardware.published import TABLE_II, PublishedPoint
+from aftershock.hardware.schemes import (
+    CHECKSUM_AREA,
+    CHECKSUM_POWER,
+    ApproxABFT,
+    ClassicalABFT,
+    Duplication,
+    Scheme,
+    StatisticalABFT,
+    Unprotected,
+    Zeroing,
+)
+from aftershock.hardware.systolic import Cycles, Dataflow, Gemm, SystolicArray
+from aftershock.hardware.tiles import AccumulatorFaults, Product, TileErrors, draw_faults, multiply, no_faults
+from aftershock.hardware.voltage import (
+    ACCUMULATOR_BITS,
+    CLOCK_PS,
+    CRITICAL_PATH_PS,
+    ERROR_TABLES,
+    NOMINAL,
+    ErrorTable,
+    RateUnit,
+    error_table,
+    first_errors,
+    path_delay,
+    per_bit,
+    per_element,
+)
+
+__all__ = [
+    "ACCUMULATOR_BITS",
+    "CHECKSUM_AREA",
+    "CHECKSUM_POWER",
+    "CLOCK_PS",
+    "CRITICAL_PATH_PS",
+    "ERROR_TABLES",
+    "NOMINAL",
+    "TABLE_II",
+    "AccumulatorFaults",
+    "ApproxABFT",
+    "ClassicalABFT",
+    "CriticalRegion",
+    "Cycles",
+    "Dataflow",
+    "Duplication",
+    "ErrorTable",
+    "Gemm",
+    "OperatingPoint",
+    "Product",
+    "PublishedPoint",
+    "RateUnit",
+    "Scheme",
+    "StatisticalABFT",
+    "SystolicArray",
+    "TileErrors",
+    "Unprotected",
+    "Zeroing",
+    "best_point",
+    "draw_faults",
+    "error_table",
+    "first_errors",
+    "fit_region",
+    "matrix_sum_deviation",
+    "multiply",
+    "no_faults",
+    "path_delay",
+    "per_bit",
+    "per_element",
+    "relative_energy",
+    "saving",
+    "signed_sum_deviation",
+]
