@@ -102,6 +102,21 @@ def test_a_fault_in_range_is_found_by_the_gradient(
     assert model_hash(model.module) == healthy
 
 
+def test_layers_come_by_what_flips_in_them_brought(
+    weights: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = learnt(weights)
+    one = Search(model, rows_of(model))
+    small, large = (
+        Tried(Suspect(name, 0, 1, 0.0, 0.0), torch.full((4,), gain)) for name, gain in ((DOWN, 0.1), (Q, 2.0))
+    )
+    rounds = iter([[small], [large], []])
+    monkeypatch.setattr(one, "_round", lambda base, seen: next(rounds))
+    found = one.run()
+    assert found.flips == (small, large)
+    assert found.layers[:2] == (1, 0)
+
+
 def test_several_flips_are_found_and_undone_in_turn(weights: dict[str, torch.Tensor]) -> None:
     model = learnt(weights)
     healthy = model_hash(model.module)

@@ -84,8 +84,9 @@ class Found:
 
     `flips`: bits that were flipped back, in order, with the fall of the loss that each brought. `branches`: the
     profile of the residual path, the largest fall first; empty where flips explained all. `before` and `after`: loss
-    of each row as the model came and with the flips, nats a token. `layers`: the layers by suspicion, the most suspect
-    first (None: before the layers; `LAST`: behind). `passes`: forward passes that the search took.
+    of each row as the model came and with the flips, nats a token. `layers`: the layers by suspicion: those of the
+    flips, by what these brought, then others by what a flip or a damped branch in them would (None: before the layers;
+    `LAST`: behind). `passes`: forward passes that the search took.
     """
 
     flips: tuple[Tried, ...]
@@ -132,7 +133,9 @@ class Search:
             if not found:
                 break
             base = self.text.refresh()
-        own = dict.fromkeys(layer_of(self.words[one.suspect.parameter].site) for one in kept)
+        # A flip that makes up for another one's fault may convince before that one does, but gains less.
+        largest = sorted(kept, key=lambda one: -one.gain)
+        own = dict.fromkeys(layer_of(self.words[one.suspect.parameter].site) for one in largest)
         others = sorted(seen, key=lambda layer: -seen[layer])
         return Found(
             tuple(kept), branches, first, base, tuple(dict.fromkeys([*own, *others])), self.text.passes - start
