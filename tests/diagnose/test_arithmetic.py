@@ -29,3 +29,14 @@ def test_each_rounding_that_is_declared_is_done(dtype: torch.dtype) -> None:
     ]
     assert apart[0] < min(apart[1:])
     assert float((made(replace(plain, sums=torch.float16)) - made(plain)).abs().max()) < 0.02
+
+
+def test_a_scale_is_shared_by_as_many_inputs_as_the_weights_format_has() -> None:
+    values = torch.ones(1, 512)
+    values[0, 0] = 127.0
+    arithmetic = Arithmetic(torch.float32, activation_bits=8, super_blocks=frozenset({"o"}))
+    small = torch.full((1, 512), 0.3)
+    small[0, 0] = 127.0
+    lost = {kind: int((arithmetic.fed(kind, small) == 0).sum()) for kind in ("o", "q")}
+    assert lost == {"o": 255, "q": 31}
+    assert torch.equal(arithmetic.fed("o", values), values)

@@ -30,6 +30,10 @@ def manifest_of(dtype="float32", engine="an engine", **settings):
     return Manifest(engine=own, model="m", dtype=dtype, settings=settings, requests=requests, records=())
 
 
+def weight(component, dtype):
+    return Weight(name=component, component=component, layer=0, shape=(8, 256), dtype=dtype, digest="00")
+
+
 def test_tokens_are_at_the_positions_that_they_should_have():
     tokens = tokens_of(manifest_of(), torch.device("cpu"))
     assert tokens.ids.tolist() == [5, 6, 7, 9]
@@ -44,6 +48,11 @@ def test_tokens_are_at_the_positions_that_they_should_have():
         (manifest_of("float64"), Arithmetic(torch.float32), "float32"),
         (manifest_of("stored"), Arithmetic(torch.float32, activation_bits=8), "float32"),
         (manifest_of("Q4_K_M"), Arithmetic(torch.float32, activation_bits=8), "float32"),
+        (
+            manifest_of("stored").model_copy(update={"weights": (weight("o", "Q4_K"), weight("q", "Q5_0"))}),
+            Arithmetic(torch.float32, activation_bits=8, super_blocks=frozenset({"o"})),
+            "float32",
+        ),
         (manifest_of(engine="llama.cpp"), GGML, "float32"),
         (
             manifest_of(engine="llama.cpp", options={"cache_type": "f32"}),

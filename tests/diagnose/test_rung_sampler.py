@@ -53,6 +53,10 @@ def sampled_bundle(choose, texts=3):
     return Bundle(manifest, {stored: torch.tensor(np.array(logits), dtype=torch.float32)})
 
 
+def argmin(row, prompt, sampled, draws):
+    return int(row.argmin())
+
+
 def argmax(row, prompt, sampled, draws):
     return int(row.argmax())
 
@@ -90,6 +94,7 @@ def now_and_then_second(row, prompt, sampled, draws):
         (drawn(0.7), GREEDY, "temperature", 0.7),
         (second, GREEDY, "not_the_argmax", None),
         (now_and_then_second, GREEDY, "not_the_argmax", None),
+        (argmin, GREEDY, "not_the_argmax", None),
         (drawn(1.5), Sampling(temperature=0.6), "temperature", 1.5),
         (argmax, Sampling(temperature=1.0), "temperature", 0.0),
         (drawn(1.0), Sampling(temperature=1.0, top_k=2), "top_k", None),

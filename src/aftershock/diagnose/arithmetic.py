@@ -7,8 +7,8 @@ import torch
 from aftershock.diagnose.architecture import Attention, Rotation
 from aftershock.diagnose.functions import Angles, Tokens, angles, attended, attended_among, one_by_one, rotated, softly
 
-_BLOCK = 32
-"""Values that share a scale where activations are rounded to 8 bits, as GGUF's Q8_0 does."""
+_BLOCK, _SUPER_BLOCK = 32, 256
+"""Values that share a scale where activations are rounded to 8 bits, as GGUF's Q8_0 does, and Q8_K."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Arithmetic:
     """Values are rounded to `dtype` after each operation, keys and values to `cache` before they are attended to, the
     inputs of linear maps to `activation_bits` in blocks of 32 with one scale, what attention multiplies keys and values
     with to `attention`, the sums of a fused attention that adds values up one by one to `sums`, and what GELU takes and
-    gives to `gelu`, where given. `angles` are those that queries and keys turn by."""
+    gives to `gelu`, where given. Linear maps of the kinds in `super_blocks` have blocks of 256. `angles` are those that
+    queries and keys turn by."""
 
     dtype: torch.dtype
     cache: torch.dtype | None = None
@@ -25,6 +26,7 @@ class Arithmetic:
     sums: torch.dtype | None = None
     gelu: torch.dtype | None = None
     angles: Angles = angles
+    super_blocks: frozenset[str] = frozenset()
 
     def turned(self, values: torch.Tensor, rotation: Rotation, channels: int, positions: torch.Tensor) -> torch.Tensor:
         """`functions.rotated` in this arithmetic."""
@@ -60,11 +62,12 @@ class Arithmetic:
         """`functions.attended_among` in this arithmetic."""
         return attended_among(self.multiplied(q), self.cached(k), self.cached(v), attention, counts, self.weighed)
 
-    def fed(self, values: torch.Tensor) -> torch.Tensor:
-        """What a linear map multiplies; shape (tokens, channels)."""
-        if self.activation_bits is None or values.shape[-1] % _BLOCK:
+    def fed(self, kind: str, values: torch.Tensor) -> torch.Tensor:
+        """What a linear map of a kind multiplies; shape (tokens, channels)."""
+        size = _SUPER_BLOCK if kind in self.super_blocks else _BLOCK
+        if self.activation_bits is None or values.shape[-1] % size:
             return values
-        blocks = values.reshape(*values.shape[:-1], -1, _BLOCK)
+        blocks = values.reshape(*values.shape[:-1], -1, size)
         scale = blocks.abs().amax(-1, keepdim=True) / (2 ** (self.activation_bits - 1) - 1)
         rounded: torch.Tensor = torch.round(blocks / torch.where(scale == 0, 1, scale)) * scale
         return rounded.flatten(-2)

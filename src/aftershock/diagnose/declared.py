@@ -65,7 +65,8 @@ def arithmetic_of(manifest: Manifest) -> Arithmetic:
     """The arithmetic that a bundle names: its dtype, and what `settings.arithmetic` says of `cache_dtype` and
     `activation_bits`. For float64 it is fp32's: norms, softmax and rotations are computed in that by models of
     transformers whatever their type. Where the dtype is a quantised format (`stored`, `Q4_1`), linear maps round their
-    inputs to 8 bits and all else is computed in fp32, as llama.cpp does. That keeps keys and values in fp16 unless told
+    inputs to 8 bits (in blocks of 256 where their weights are of a K format) and all else is computed in fp32, as
+    llama.cpp does. That keeps keys and values in fp16 unless told
     otherwise, multiplies them with values of the same type, looks GELU up in a table of fp16, and has each angle of a
     rotation from the one before it. Its fused attention casts keys and values to fp16 in any case, and adds values up
     in it where a request has few tokens.
@@ -88,6 +89,7 @@ def arithmetic_of(manifest: Manifest) -> Arithmetic:
         gelu=torch.float16 if ggml else None,
         angles=angles_in_turn if ggml else angles,
         activation_bits=bits if isinstance(bits, int) and bits > 1 else None,
+        super_blocks=frozenset(own.component for own in manifest.weights if own.component and own.dtype.endswith("_K")),
     )
 
 

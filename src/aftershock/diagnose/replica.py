@@ -150,7 +150,7 @@ class Replica:
     def linear(self, kind: str, layer: int, x: torch.Tensor) -> torch.Tensor:
         """The linear map of a kind, shape (tokens, outputs), of values of shape (tokens, inputs)."""
         bias = self.weights.get(Part(kind, layer, "bias"))
-        return linear(self.arithmetic.fed(x), self.weights[Part(kind, layer)], bias)
+        return linear(self.arithmetic.fed(kind, x), self.weights[Part(kind, layer)], bias)
 
     def source(self, kinds: tuple[str, ...], layer: int) -> Point:
         """The first of some kinds that a layer has; see `SOURCES`."""
