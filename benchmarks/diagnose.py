@@ -1,11 +1,13 @@
 """Does a diagnosis name the component that is wrong, and why?
 
     python -m benchmarks.diagnose --json [--quick] [--cases GLOB] [--engines transformers vllm ...] [--lines FILE]
+    python -m benchmarks.diagnose --json --records FILE ...
 
 Every file of `benchmarks/diagnose_cases` is one planted error (or a control in which nothing is wrong): it is planted,
 what the engine then computes is captured, and diagnosed without knowing the case. Cases by an independent author stand
-apart from the builder's, causes outside the vocabulary apart from those within. `--lines` keeps one JSON object a case.
-Last, the time and the memory of one diagnosis of SmolLM2-135M by the command.
+apart from the builder's, causes outside the vocabulary apart from those within. `--lines` keeps one JSON object a case;
+`--records` gives the figures of such files, in which the last line of a case counts. Last, the time and the memory of
+one diagnosis of SmolLM2-135M by the command.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -104,6 +106,12 @@ def scores_of(arguments: argparse.Namespace) -> Iterator[Score]:
         yield one
 
 
+def recorded(files: Sequence[Path]) -> list[Score]:
+    """The scores in files, one of each case."""
+    lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return list({line["case"]: Score(**line) for line in lines}.values())
+
+
 def cost(dtype: str) -> dict[str, Any]:
     """Seconds and peak memory of the command on a clean bundle of SmolLM2."""
     with TemporaryDirectory() as scratch:
@@ -158,9 +166,11 @@ def main() -> None:
     options.add_argument("--cases", default="*", metavar="GLOB", help="names of cases")
     options.add_argument("--engines", nargs="+", default=[one for one in ENGINES if available(one)])
     options.add_argument("--lines", type=Path, help="a file that every case's score is appended to")
+    options.add_argument("--records", type=Path, nargs="+", help="files that --lines wrote: nothing is run")
     arguments = options.parse_args()
-    scores = list(scores_of(arguments))
-    spent = None if arguments.quick or arguments.cases != "*" else cost("bfloat16")
+    partly = arguments.quick or arguments.cases != "*" or arguments.records is not None
+    scores = list(scores_of(arguments)) if arguments.records is None else recorded(arguments.records)
+    spent = None if partly else cost("bfloat16")
     found = figures(scores)
     print(
         json.dumps(
