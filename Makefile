@@ -7,7 +7,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # pip's own setting for local wheels holds for the faster installer too.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 
-.PHONY: setup demo test test-workers test-lm-eval test-engines engines lint bench clean
+.PHONY: setup demo test test-workers test-lm-eval test-engines test-engines-quick engines lint bench clean
 
 setup: $(VENV)/ready
 
@@ -60,6 +60,11 @@ $(ENGINES)/%/ready: engines/%.txt engines/overrides.txt | $(VENV)/ready
 
 test-engines: setup
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m engines -rs
+
+# The two of them that the gate runs: a minute and a half.
+test-engines-quick: setup
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m engines -rs \
+		-k "computes_what_transformers_does and (vllm or onnxruntime)"
 
 lint: setup
 	$(BIN)/ruff check --no-cache .
