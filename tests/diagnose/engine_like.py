@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -116,3 +117,8 @@ def inside(values: Values, kind: str) -> list[Point]:
     """The points of a kind."""
     assert kind in INSIDE
     return [point for point in values if point.kind == kind]
+
+
+def said(bundle: Bundle, **update: Any) -> Bundle:
+    """A bundle that says something else of itself."""
+    return Bundle(bundle.manifest.model_copy(update=update), bundle.tensors)

@@ -4,8 +4,9 @@ import json
 
 import pytest
 import torch
+from engine_like import said
 
-from aftershock.capture import Bundle, record
+from aftershock.capture import record
 from aftershock.diagnose import check_checkpoint, diagnose
 from aftershock.errors import InputError
 from tiny_models import save_tiny, tiny_loaded
@@ -21,11 +22,6 @@ def reference():
 @pytest.fixture(scope="module")
 def clean(reference):
     return record(reference, PROMPTS)
-
-
-def said(bundle, **update):
-    """A bundle that says something else of itself."""
-    return Bundle(bundle.manifest.model_copy(update=update), bundle.tensors)
 
 
 def test_a_target_of_fewer_layers_is_another_model(clean):

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from engine_like import said
 
 from aftershock.capture import Bundle, Engine, record
 from aftershock.diagnose import diagnose
@@ -15,11 +16,6 @@ PROMPTS = [list(range(5, 25)), list(range(30, 38))]
 @pytest.fixture(scope="module")
 def clean():
     return record(tiny_loaded("llama"), PROMPTS)
-
-
-def said(bundle, **update):
-    """A bundle that says something else of itself."""
-    return Bundle(bundle.manifest.model_copy(update=update), bundle.tensors)
 
 
 def with_request(bundle, **update):

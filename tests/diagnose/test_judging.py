@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from given_ratios import deviation
 
 from aftershock.diagnose.judging import OVERALL, is_wrong, judge
 from aftershock.diagnose.points import Point
-from aftershock.diagnose.replay import Deviation, Shown, deviations
+from aftershock.diagnose.replay import Shown, deviations
 from aftershock.numerics import generator
 from hand_made import FAMILIES, replica_of, shown_by
 from hand_planted import PROMPTS, diagnosed, layers_of
@@ -33,20 +34,6 @@ def test_a_healthy_model_is_not_blamed(family: str, dtype: torch.dtype) -> None:
     assert judgement.wrong == ()
     assert judgement.onset is None
     assert judgement.suspects == ()
-
-
-def deviation(rows: torch.Tensor, channels: torch.Tensor) -> Deviation:
-    """A deviation with these ratios of rows and of channels, noise and size all 1."""
-    return Deviation(
-        point=Point("q", 0),
-        error=rows.double().square(),
-        noise=torch.ones(len(rows), dtype=torch.float64),
-        size=torch.ones(len(rows), dtype=torch.float64),
-        channel_error=channels.double().square(),
-        channel_noise=torch.ones(len(channels), dtype=torch.float64),
-        channel_size=torch.ones(len(channels), dtype=torch.float64),
-        least=0.0,
-    )
 
 
 ROWS, CHANNELS = torch.ones(1000), torch.ones(64)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from engine_like import said
 
 from aftershock.capture import Bundle, Request, record
 from aftershock.diagnose import alignment_with, default_prompts, diagnose
@@ -36,11 +37,6 @@ def reference():
 @pytest.fixture(scope="module")
 def clean(reference):
     return record(reference, PROMPTS)
-
-
-def said(bundle, **update):
-    """A bundle that says something else of itself."""
-    return Bundle(bundle.manifest.model_copy(update=update), bundle.tensors)
 
 
 def states(found):

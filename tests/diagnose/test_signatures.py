@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from given_ratios import deviation
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aftershock.diagnose.functions import Tokens
-from aftershock.diagnose.points import Point
 from aftershock.diagnose.replay import Deviation
 from aftershock.diagnose.signatures import channels_of, positions_of, struck
 
@@ -19,21 +19,6 @@ TOKENS = Tokens(
     prompts=(32, 20, 8),
     passes=(tuple(range(16)), (*range(16, 32), *range(40, 60)), *((32 + step, 60 + step) for step in range(4))),
 )
-
-
-def deviation(rows: torch.Tensor, channels: torch.Tensor, shown: torch.Tensor | None = None) -> Deviation:
-    """A deviation with these ratios of rows and channels."""
-    return Deviation(
-        point=Point("q", 0),
-        error=rows.double().square(),
-        noise=torch.ones(len(rows), dtype=torch.float64),
-        size=torch.ones(len(rows), dtype=torch.float64),
-        channel_error=channels.double().square(),
-        channel_noise=torch.ones(len(channels), dtype=torch.float64),
-        channel_size=torch.ones(len(channels), dtype=torch.float64),
-        least=0.0,
-        rows=shown,
-    )
 
 
 def struck_at(wrong: torch.Tensor) -> Deviation:
