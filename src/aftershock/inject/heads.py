@@ -57,7 +57,8 @@ class HeadFaults:
         readers = {site.layer: site.module for site in self._model.components.outputs if site.component == "o"}
         for name, layer in dict.fromkeys((site.module, site.layer) for site in self._heads.values()):
             attention = self._model.module.get_submodule(name)
-            yield attention.register_forward_pre_hook(self._watch(name))
+            # Before others that watch its products: what is entered last sees what the fault made of them.
+            yield attention.register_forward_pre_hook(self._watch(name), prepend=True)
             # An attention in integers watches too: what was entered last is left first.
             yield attention.register_forward_hook(lambda *_: self._watching.close(), always_call=True, prepend=True)
             yield attention.register_forward_hook(self._seen_whole(name))
@@ -65,7 +66,7 @@ class HeadFaults:
         for site in dict.fromkeys(self._heads.values()):
             if site.part in _SUMS:
                 shown = self._model.module.get_submodule(site.shown_by)
-                yield shown.register_forward_hook(self._summed(site.module, site.part))
+                yield shown.register_forward_hook(self._summed(site.module, site.part), prepend=True)
 
     def missed(self) -> list[int]:
         """Faults that were due in a call and did not fire; they are forgotten."""

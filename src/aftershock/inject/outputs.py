@@ -69,7 +69,8 @@ class OutputFaults:
     def register(self) -> Iterable[RemovableHandle]:
         """Hooks on the modules that the faults name."""
         for name in dict.fromkeys(output.shown_by for output in self._outputs.values()):
-            yield self._model.module.get_submodule(name).register_forward_hook(self._hook(name))
+            # First of all hooks: whoever else looks at an output sees what the fault made of it.
+            yield self._model.module.get_submodule(name).register_forward_hook(self._hook(name), prepend=True)
 
     def missed(self) -> list[int]:
         """Faults that were due in a call and did not fire; they are forgotten."""

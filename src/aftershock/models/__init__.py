@@ -17,6 +17,7 @@ from aftershock.models.components import (
 from aftershock.models.demo import DemoModel, demo_models, pull
 from aftershock.models.devices import devices_of, share_gpus
 from aftershock.models.hashing import model_hash
+from aftershock.models.integer import integer_product, projections_to_integers
 from aftershock.models.loading import Arithmetic, Attention, LoadedModel, load, save
 from aftershock.models.mapping import ARCHITECTURES, component_map, output_tensor
 from aftershock.models.passes import (
@@ -31,6 +32,7 @@ from aftershock.models.passes import (
     has_ended,
     teacher_forced,
 )
+from aftershock.models.products import exact_sums
 from aftershock.models.routing import chosen_experts, reroute
 from aftershock.models.stages import FIRST_TOKEN, PREFILL, decode, stage_of
 from aftershock.models.stored import StoredTensor, StoredWords
@@ -86,17 +88,20 @@ __all__ = [
     "demo_models",
     "devices_of",
     "end_tokens",
+    "exact_sums",
     "file_words",
     "forced_call",
     "generate",
     "gguf_file",
     "has_ended",
+    "integer_product",
     "live_words",
     "load",
     "model_files",
     "model_hash",
     "output_tensor",
     "parts",
+    "projections_to_integers",
     "pull",
     "quiet",
     "renamed",

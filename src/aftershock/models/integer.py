@@ -20,6 +20,15 @@ _LARGEST = 127
 """The largest int8 used, so that the range is symmetric."""
 
 
+class Accumulator(torch.nn.Module):
+    """Where int32 sums of products pass by, with what was multiplied: a hook here can strike them, or check them."""
+
+    def forward(self, sums: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        """`sums` (int32, shape (..., m, n)), as they are, of whole numbers within +-127: `left` (..., m, k) by `right`
+        (..., k, n), int8 or fp32."""
+        return sums
+
+
 class Int8Linear(torch.nn.Module):
     """A linear map in integers: int8 weights, one scale a channel; int8 activations, one scale a token; int32 sums.
 
@@ -43,20 +52,23 @@ class Int8Linear(torch.nn.Module):
         self.register_buffer("scale", scale[:, 0])
         self.register_buffer("smooth", smooth)
         self.bias = None if bias is None else torch.nn.Parameter(bias, requires_grad=False)
-        self.accumulator = torch.nn.Identity()
+        self.accumulator = Accumulator()
         self._again = tuple(again)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """From shape (..., inputs) to (..., channels), in the inputs' dtype."""
-        rounded, scale = quantised(inputs.float() / self.smooth, -1)
+        numbers, scale = quantised(inputs.float() / self.smooth, -1)
+        rounded, columns = numbers.to(torch.int8), self.weight.t()
         bias = None if self.bias is None else self.bias.float()
 
         def worth(sums: torch.Tensor) -> torch.Tensor:
             outputs = sums.float() * scale * self.scale
             return outputs if bias is None else outputs + bias
 
-        sums = _integer_product(rounded.to(torch.int8), self.weight)
-        return scaled_back(sums, self.accumulator, worth, self._again).to(inputs.dtype)
+        sums = integer_product(rounded, columns)
+        return scaled_back(sums, lambda sums: self.accumulator(sums, rounded, columns), worth, self._again).to(
+            inputs.dtype
+        )
 
 
 def quantised(values: torch.Tensor, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -78,7 +90,7 @@ def _rounded(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 def scaled_back(
     sums: torch.Tensor,
-    accumulator: torch.nn.Module,
+    accumulator: Callable[[torch.Tensor], torch.Tensor],
     worth: Callable[[torch.Tensor], torch.Tensor],
     again: Sequence[Rows],
 ) -> torch.Tensor:
@@ -103,14 +115,14 @@ def _group(values: torch.Tensor, rows: Rows) -> torch.Tensor:
     return blocks[..., rows.offset : rows.offset + rows.length]
 
 
-def _integer_product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Exact sums of products of int8, in int32."""
+def integer_product(inputs: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Exact sums of products of int8, in int32: shapes (..., k) and (k, n) to (..., n)."""
     rows = inputs.reshape(-1, inputs.shape[-1])
     count = len(rows)
     if rows.is_cuda:
         missing = max(_LEAST_ROWS, -(-count // _ROW_STEP) * _ROW_STEP) - count
         rows = torch.nn.functional.pad(rows, (0, 0, 0, missing))
-    return torch._int_mm(rows, weight.t())[:count].view(*inputs.shape[:-1], len(weight))
+    return torch._int_mm(rows, columns)[:count].view(*inputs.shape[:-1], columns.shape[1])
 
 
 @torch.no_grad()

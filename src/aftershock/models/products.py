@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from aftershock.errors import InputError
 from aftershock.models.components import Rows
-from aftershock.models.integer import quantised, scaled_back
+from aftershock.models.integer import Accumulator, quantised, scaled_back
 
 _LONGEST = 2**24 // 127**2
 """How many products of whole numbers within +-127 can be summed in fp32 without rounding: 1040."""
@@ -26,7 +26,7 @@ class QueriesByKeys(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.accumulator = torch.nn.Identity()
+        self.accumulator = Accumulator()
 
     def forward(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """`queries`: shape (rows, heads, queries, channels), `keys`: (rows, heads, channels, keys); scores in the
@@ -34,7 +34,9 @@ class QueriesByKeys(torch.nn.Module):
         left, scale = quantised(queries.float(), -1)
         right, key_scale = quantised(keys.float(), -2)
         sums = exact_sums(left, right)
-        return scaled_back(sums, self.accumulator, lambda sums: sums.float() * scale * key_scale, ()).to(queries.dtype)
+        return scaled_back(
+            sums, lambda sums: self.accumulator(sums, left, right), lambda sums: sums.float() * scale * key_scale, ()
+        ).to(queries.dtype)
 
 
 class ProbabilitiesByValues(torch.nn.Module):
@@ -48,7 +50,7 @@ class ProbabilitiesByValues(torch.nn.Module):
 
     def __init__(self, again: Sequence[Rows]) -> None:
         super().__init__()
-        self.accumulator = torch.nn.Identity()
+        self.accumulator = Accumulator()
         self._again = tuple(again)
 
     def forward(self, probabilities: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -57,7 +59,9 @@ class ProbabilitiesByValues(torch.nn.Module):
         right, value_scale = quantised(values.float(), -1)
         left, scale = quantised(probabilities.float() * value_scale.transpose(-1, -2), -1)
         sums = exact_sums(left, right)
-        return scaled_back(sums, self.accumulator, lambda sums: sums.float() * scale, self._again).to(values.dtype)
+        return scaled_back(
+            sums, lambda sums: self.accumulator(sums, left, right), lambda sums: sums.float() * scale, self._again
+        ).to(values.dtype)
 
 
 def exact_sums(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,144 @@
+"""Where an error lies that checksums saw: the column of an output; row, column and clean word of a weight.
+
+A second checksum, with outputs times 1 to N, tells where (Jou and Abraham, Proc. IEEE 74, 1986): an error d in output j
+deviates by d in the plain sum and by (j + 1) d in the weighted one. A weight that changed by d in row j and column k
+deviates by d A_ik for every token i: several tokens tell k, and the two sums j. The word itself comes back from
+integer sums of the column's words, which round nothing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from aftershock.detect.products import LinearChecksum, RowCheck, expected_sums
+from aftershock.numerics import words
+
+_AT_ONCE = 1 << 20
+"""Words that are held as 64-bit integers at one time."""
+
+
+@dataclass(frozen=True)
+class WrongColumn:
+    """The output column of each wrong row, int64 (...), and by how many columns it may be wrong, fp32 (...)."""
+
+    column: torch.Tensor
+    within: torch.Tensor
+
+
+@dataclass(frozen=True)
+class WrongWeight:
+    """A weight that changed: its `column` and by how much it did (`size`: damaged minus clean).
+
+    `row` is the nearest, `within` by how many rows it may be wrong; `columns` are all that explain the deviations: more
+    than one where the tokens are too few or too alike.
+    """
+
+    row: int
+    within: float
+    column: int
+    columns: tuple[int, ...]
+    size: float
+
+
+@dataclass(frozen=True)
+class ChangedColumn:
+    """Words of one column that differ from its clean sums. `row` and `clean`, the word (a signed integer) that was
+    there, are None where more than one word changed."""
+
+    column: int
+    row: int | None
+    clean: int | None
+
+
+def weighted_deviations(inputs: torch.Tensor, outputs: torch.Tensor, checksum: LinearChecksum) -> torch.Tensor:
+    """Deviations of sums of outputs times 1 to N, fp32 (...): `inputs` (..., K), `outputs` (..., N)."""
+    places = torch.arange(1, checksum.outputs + 1, dtype=torch.float32, device=outputs.device)
+    return expected_sums(inputs, checksum.weighted) + checksum.weighted_bias - expected_sums(outputs, places)
+
+
+def wrong_columns(check: RowCheck, weighted: torch.Tensor, outputs: int) -> WrongColumn:
+    """Columns of single wrong outputs, from rows' checks and their `weighted` deviations, both (...).
+
+    Rounding is at most the threshold T in the plain sum, and so at most N T in the sum about any column: the place is
+    known to N T / |D| columns.
+    """
+    place = (weighted / check.deviation).nan_to_num(1.0).round()
+    column = place.clamp(1, outputs).long() - 1
+    return WrongColumn(column, outputs * check.threshold / check.deviation.abs())
+
+
+def wrong_weight(inputs: torch.Tensor, check: RowCheck, weighted: torch.Tensor, outputs: int) -> WrongWeight | None:
+    """The single weight whose change explains the deviations of some tokens, or None where none does.
+
+    `inputs` is (tokens, K), `check` and `weighted` (tokens,). Token i has D_i = -size A_ik, to its threshold. Reads
+    its result back from the device.
+    """
+    weights = 1 / check.threshold
+    rows = inputs.float() * weights[:, None]
+    plain, other = check.deviation * weights, weighted * weights
+    power = rows.square().sum(0).clamp_min(torch.finfo(torch.float32).tiny)
+    slopes = (plain @ rows) / power
+    explained = (plain[:, None] - slopes * rows).abs().amax(0) <= 1
+    fitting = explained & (slopes != 0)
+    gain = torch.where(fitting, (plain @ rows).square() / power, -1.0)
+    best = int(gain.argmax())
+    if not bool(fitting[best]):
+        return None
+    slope, total = float(slopes[best]), float(power[best])
+    place = float(other @ rows[:, best]) / total / slope
+    return WrongWeight(
+        row=min(max(round(place), 1), outputs) - 1,
+        # The slope's own error is at most the root of the tokens over the root of the power, each row being within 1.
+        within=outputs * (len(rows) / total) ** 0.5 / abs(slope),
+        column=best,
+        columns=tuple(torch.nonzero(fitting)[:, 0].tolist()),
+        size=-slope,
+    )
+
+
+def column_word_sums(weight: torch.Tensor) -> torch.Tensor:
+    """Sums of a weight's words, signed integers, by column, plain and times 1 to N: int64, from shape (N, K) to
+    (K, 2), exact."""
+    whole = _integers(weight)
+    places = torch.arange(1, len(whole) + 1, device=weight.device)
+    sums = torch.zeros(whole.shape[1], 2, dtype=torch.int64, device=weight.device)
+    step = max(1, _AT_ONCE // whole.shape[1])
+    for part, some in zip(whole.split(step), places.split(step), strict=True):
+        long = part.to(torch.int64)
+        sums[:, 0] += long.sum(0)
+        sums[:, 1] += (long * some[:, None]).sum(0)
+    return sums
+
+
+def changed_column(weight: torch.Tensor, column: int, clean_sums: torch.Tensor) -> ChangedColumn | None:
+    """Compare a column's words with the sums taken when they were clean (`column_word_sums`); None where they agree.
+
+    One changed word is found and told to the bit, however many of its bits changed. Two or more look like one only where
+    their changes' weighted mean is a whole row and what it leaves fits the word there.
+    """
+    now = column_word_sums(weight[:, column : column + 1])[0]
+    plain, weighted = (now - clean_sums[column].to(now.device)).tolist()
+    if plain == weighted == 0:
+        return None
+    own = _integers(weight)
+    if plain != 0 and weighted % plain == 0 and 1 <= weighted // plain <= len(weight):
+        row = weighted // plain - 1
+        clean = int(own[row, column]) - plain
+        span = torch.iinfo(own.dtype)
+        if span.min <= clean <= span.max:
+            return ChangedColumn(column, row, clean)
+    return ChangedColumn(column, None, None)
+
+
+@torch.no_grad()
+def put_back(weight: torch.Tensor, change: ChangedColumn) -> bool:
+    """Write the clean word, in place; False where it is not known."""
+    if change.row is None or change.clean is None:
+        return False
+    _integers(weight)[change.row, change.column] = change.clean
+    return True
+
+
+def _integers(weight: torch.Tensor) -> torch.Tensor:
+    """The words, a view; integers as they are."""
+    return words(weight) if weight.is_floating_point() else weight

@@ -1,0 +1,195 @@
+"""Hooks on a model for each protection asked of it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from aftershock.errors import InputError
+from aftershock.models import LoadedModel, OutputSite, component_map, projections_to_integers
+from aftershock.protect.attention import AttentionWatch, Guard
+from aftershock.protect.configs import (
+    Backup,
+    Checksum,
+    DualFirstToken,
+    Duplication,
+    FiniteScreen,
+    FirstTokenBounds,
+    Int8,
+    Protection,
+    RangeGuard,
+    Scrub,
+)
+from aftershock.protect.guards import FirstTokenHook, Product, RangeHook, RowGuard, TileGuard, TwiceGuard
+from aftershock.protect.memory import CopiedWords, ScrubbedWords
+from aftershock.protect.passes import FirstTokenTwice, Passes
+from aftershock.protect.products import AttentionProduct, AttentionSums, LinearProduct, LinearSums
+from aftershock.protect.sites import Sites, sites_of
+from aftershock.protect.tally import Event, Site, Tally
+
+
+@dataclass
+class Attached:
+    """What protections left on a model: the model to use, its sites, counts and copies, and how all is undone."""
+
+    model: LoadedModel
+    sites: Sites
+    events: list[Event]
+    undo: ExitStack
+    tallies: list[Tally] = field(default_factory=list)
+    copies: list[CopiedWords] = field(default_factory=list)
+    scrubs: list[ScrubbedWords] = field(default_factory=list)
+    passes: Passes = field(default_factory=Passes)
+
+    def tally(self, site: Site, protection: Protection) -> Tally:
+        """A new count of what one protection sees at a site."""
+        part = self.model.module.get_submodule(site.module)
+        device = next((one.device for one in part.parameters()), self.model.device)
+        made = Tally(site, type(protection).__name__, device)
+        self.tallies.append(made)
+        return made
+
+    def mend(self) -> bool:
+        """Put clean words back from wherever they are kept; whether any were."""
+        keepers: tuple[CopiedWords | ScrubbedWords, ...] = (*self.copies, *self.scrubs)
+        mended = [keeper.mend() for keeper in keepers]
+        return any(mended)
+
+
+def attach(model: LoadedModel, protections: Sequence[Protection], events: list[Event]) -> Attached:
+    """Make protections real. Raises InputError, and leaves the model as it was then."""
+    with ExitStack() as undo:
+        numbers = [one for one in protections if isinstance(one, Int8)]
+        for one in numbers:
+            model = _in_integers(model, one, undo)
+        attached = Attached(model, sites_of(model), events, undo)
+        module = model.module
+        if any(isinstance(one, FirstTokenBounds | DualFirstToken) for one in protections):
+            hook = module.register_forward_pre_hook(attached.passes.before_pass, with_kwargs=True)
+            undo.callback(hook.remove)
+        # Words are put right before a pass reads them, and checks then know who can mend a weight.
+        for one in (*_of(protections, Backup), *_of(protections, Scrub)):
+            _keep_words(attached, one)
+        for protection in protections:
+            _guard(attached, protection)
+        attached.undo = undo.pop_all()
+        return attached
+
+
+def _of(protections: Sequence[Protection], kind: type[Any]) -> list[Any]:
+    return [one for one in protections if isinstance(one, kind)]
+
+
+def _keep_words(attached: Attached, protection: Backup | Scrub) -> None:
+    module = attached.model.module
+    if isinstance(protection, Backup):
+        kept = CopiedWords(module, protection.parameters)
+        attached.copies.append(kept)
+        attached.tallies.extend(kept.tallies)
+        hook = module.register_forward_pre_hook(kept.before_pass)
+    else:
+        scrubbed = ScrubbedWords(module, protection.every, attached.events)
+        attached.scrubs.append(scrubbed)
+        hook = module.register_forward_pre_hook(scrubbed.before_pass)
+    attached.undo.callback(hook.remove)
+
+
+def _guard(attached: Attached, protection: Protection) -> None:
+    match protection:
+        case Checksum() | Duplication():
+            _guard_products(attached, protection)
+        case FiniteScreen():
+            dtype = attached.model.dtype
+            largest = torch.tensor(torch.finfo(dtype).max, dtype=dtype)
+            for site in _chosen(attached.sites.linear, protection.components):
+                tally = attached.tally(site, protection)
+                bound = largest.to(attached.model.device)
+                _hook(attached, site, RangeHook(-bound, bound, protection.limit, tally))
+        case RangeGuard():
+            _guard_ranges(attached, protection)
+        case FirstTokenBounds():
+            for site in _chosen(attached.sites.linear, protection.components):
+                tally = attached.tally(site, protection)
+                like = torch.zeros((), dtype=attached.model.dtype, device=attached.model.device)
+                first: Callable[[], bool] = lambda: attached.passes.first  # noqa: E731
+                _hook(attached, site, FirstTokenHook(like, protection.factor, protection.limit, tally, first))
+        case DualFirstToken():
+            twice = FirstTokenTwice(attached.passes, attached.events)
+            hook = attached.model.module.register_forward_hook(twice.after_pass, with_kwargs=True)
+            attached.undo.callback(hook.remove)
+        case Backup() | Scrub() | Int8():
+            return
+
+
+def _guard_products(attached: Attached, protection: Checksum | Duplication) -> None:
+    module = attached.model.module
+
+    def guard(product: Product, site: Site) -> Guard:
+        tally = attached.tally(site, protection)
+        if isinstance(protection, Duplication):
+            return TwiceGuard(product, tally)
+        if protection.scheme is not None:
+            return TileGuard(product, protection.scheme, protection.array, tally, attached.events)
+        return RowGuard(product, protection.action, tally, attached.events)
+
+    chosen = [_chosen(some, protection.components) for some in (attached.sites.linear, attached.sites.sums)]
+    if isinstance(protection, Checksum) and protection.scheme is not None and chosen[0]:
+        raise InputError(
+            f"{chosen[0][0].module} computes in floating point, and schemes are for products of integers: load the "
+            'model with arithmetic = "w8a8", or leave the scheme out'
+        )
+    for site in chosen[0]:
+        _hook(attached, site, guard(LinearProduct(module.get_submodule(site.module), attached.mend), site))
+    for site in chosen[1]:
+        weight = getattr(module.get_submodule(site.module.rpartition(".")[0]), "weight", None)
+        product = AttentionSums() if weight is None else LinearSums(weight, attached.mend)
+        _hook(attached, site, guard(product, site))
+    watched: dict[str, dict[str, Guard]] = {}
+    for site in _chosen(attached.sites.attention, protection.components):
+        made = AttentionProduct(attached.model.dtype, attached.model.device)
+        watched.setdefault(site.module, {})[site.component] = guard(made, site)
+    for name, guards in watched.items():
+        watch = AttentionWatch(module.get_submodule(name), [guards.get("qk"), guards.get("sv")])
+        for handle in watch.register():
+            attached.undo.callback(handle.remove)
+    if not (any(chosen) or watched):
+        raise InputError(f"the model has no {', '.join(protection.components)} that can be checked: see the coverage")
+
+
+def _guard_ranges(attached: Attached, protection: RangeGuard) -> None:
+    model = attached.model
+    outputs = {one.module: one for one in model.components.outputs}
+    for name, bounds in protection.bounds.items():
+        if name not in outputs:
+            raise InputError(f"bounds are given for {name}, whose output is not known: take those of `observe_bounds`")
+        site = Site(name, outputs[name].component, outputs[name].layer)
+        tally = attached.tally(site, protection)
+        low, high = (torch.tensor(one, dtype=model.dtype, device=model.device) for one in bounds)
+        _hook(attached, site, RangeHook(low, high, protection.limit, tally))
+
+
+def _chosen(sites: Sequence[Site], components: Sequence[str]) -> list[Site]:
+    return [site for site in sites if set(site.components) & set(components)]
+
+
+def _hook(attached: Attached, site: Site, guard: Guard) -> None:
+    hook = attached.model.module.get_submodule(site.module).register_forward_hook(guard)
+    attached.undo.callback(hook.remove)
+
+
+def _in_integers(model: LoadedModel, protection: Int8, undo: ExitStack) -> LoadedModel:
+    """The model with some projections in integers, until it is undone."""
+    chosen = tuple(_outputs(model, protection.components))
+    before = {one.module: model.module.get_submodule(one.module) for one in chosen}
+    ids = [torch.tensor([model.tokenizer(text)["input_ids"]], device=model.device) for text in protection.calibration]
+    projections_to_integers(model.module, chosen, (), ids)
+    for name, part in before.items():
+        parent, _, own = name.rpartition(".")
+        undo.callback(setattr, model.module.get_submodule(parent), own, part)
+    return replace(model, components=component_map(model.module))
+
+
+def _outputs(model: LoadedModel, components: Sequence[str]) -> Iterator[OutputSite]:
+    return (one for one in model.components.outputs if one.component in components)

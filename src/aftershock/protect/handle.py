@@ -1,0 +1,110 @@
+"""The one verb: `protect` makes protections real on a model, and its handle tells what they saw and takes them away."""
+
+from collections.abc import Sequence
+from types import TracebackType
+
+from aftershock.errors import InputError
+from aftershock.models import LoadedModel
+from aftershock.protect.attach import attach
+from aftershock.protect.configs import Protection
+from aftershock.protect.sites import Coverage
+from aftershock.protect.tally import Counts, Event
+
+_MARK = "_aftershock_protected"
+
+
+def protect(model: LoadedModel, protections: Sequence[Protection]) -> "Protected":
+    """Protect a model, in place, until the handle is removed.
+
+    Its words must be clean now: checksums, copies and fingerprints are taken of them as they are. Outputs without a
+    fault stay the same to the bit, but for `Int8`, and for range guards whose bounds clean values leave. Protect first,
+    then arm faults, record, or `torch.compile`.
+
+    Raises InputError where the model is protected already, where nothing is asked for, for a dtype without a rounding
+    threshold, and for modules and parameters that it does not have.
+    """
+    return Protected(model, protections)
+
+
+class Protected:
+    """A protected model, as a context manager; on exit, or by `remove`, everything is as it was.
+
+    `model` is the model to use: the one given, with another map of components where `Int8` replaced modules. `events`
+    are those that were read so far (actions other than `count`).
+    """
+
+    def __init__(self, model: LoadedModel, protections: Sequence[Protection]) -> None:
+        if not protections:
+            raise InputError("nothing is asked for: give at least one protection")
+        if hasattr(model.module, _MARK):
+            raise InputError(f"{model.spec} is protected already: give all protections at once, or remove the first")
+        self._given, self._protections = model, tuple(protections)
+        self.events: list[Event] = []
+        self._attached = attach(model, self._protections, self.events)
+        setattr(model.module, _MARK, True)
+        self._active = True
+
+    @property
+    def model(self) -> LoadedModel:
+        """The model to use."""
+        return self._attached.model
+
+    @property
+    def coverage(self) -> tuple[Coverage, ...]:
+        """Every product of the model, with the protections that it has, or why it can't have any."""
+        self._require_active()
+        sites = self._attached.sites
+        names = {
+            site: tuple(tally.protection for tally in self._attached.tallies if tally.site == site)
+            for site in sites.all
+        }
+        return (
+            *(Coverage(site, own) for site, own in names.items()),
+            *(Coverage(site, (), reason) for site, reason in sites.unsupported),
+        )
+
+    @property
+    def extra_bytes(self) -> int:
+        """Memory that copies of parameters take."""
+        return sum(copies.nbytes for copies in self._attached.copies)
+
+    def report(self) -> tuple[Counts, ...]:
+        """What each protection saw at each site since the beginning or the last `reset`. Waits for the device."""
+        self._require_active()
+        return tuple(tally.read() for tally in self._attached.tallies)
+
+    def reset(self) -> None:
+        """Count from 0 again, and forget the events."""
+        self._require_active()
+        for tally in self._attached.tallies:
+            tally.reset()
+        self.events.clear()
+
+    def renew(self) -> None:
+        """Take checksums, copies and fingerprints anew, of words that were changed on purpose, and count from 0.
+        Without it a changed weight is taken for a corrupted one."""
+        self._require_active()
+        self._attached.undo.close()
+        self.events.clear()
+        self._attached = attach(self._given, self._protections, self.events)
+
+    def remove(self) -> None:
+        """Take all protections away. Raises InputError where that was done before."""
+        self._require_active()
+        self._attached.undo.close()
+        delattr(self._given.module, _MARK)
+        self._active = False
+
+    def __enter__(self) -> "Protected":
+        self._require_active()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._active:
+            self.remove()
+
+    def _require_active(self) -> None:
+        if not self._active:
+            raise InputError("these protections were removed: protect the model again")

@@ -1,0 +1,46 @@
+"""Hooks on the accumulators of one component: what happens to its int32 sums as they pass by."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from aftershock.errors import InputError
+from aftershock.models import LoadedModel
+
+Change = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""From the accumulator's number (layers in order), sums, left and right operand to the sums to go on with."""
+
+
+def accumulators(model: LoadedModel, component: str) -> tuple[str, ...]:
+    """Names of the modules that a component's int32 sums pass through, by layer.
+
+    Raises InputError where it has none, and where it shares them with other components.
+    """
+    shared: dict[str, set[str]] = {}
+    for site in model.components.accumulators:
+        shared.setdefault(site.shown_by, set()).add(site.component)
+    own = tuple(name for name, components in shared.items() if component in components)
+    if not own:
+        raise InputError(f'{component} has no int32 sums in {model.spec}: load it with arithmetic = "w8a8"')
+    if any(len(shared[name]) > 1 for name in own):
+        raise InputError(f"{component} shares its sums with other components in {model.spec}: take another model")
+    return own
+
+
+@contextmanager
+def changed_sums(model: LoadedModel, component: str, change: Change) -> Iterator[None]:
+    """While open, all int32 sums of a component are what `change` makes of them."""
+
+    def hook(number: int) -> Callable[..., torch.Tensor]:
+        return lambda _, operands, sums: change(number, sums, operands[1], operands[2])
+
+    handles = [
+        model.module.get_submodule(name).register_forward_hook(hook(number))
+        for number, name in enumerate(accumulators(model, component))
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,337 @@
+"""The verb: protections on live models, what they see under faults, and that nothing is left of them after."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from aftershock import Injection, parse_fault
+from aftershock.errors import InputError
+from aftershock.hardware import ClassicalABFT, Scheme, Unprotected
+from aftershock.models import LoadedModel, load
+from aftershock.numerics import words
+from aftershock.protect import (
+    Backup,
+    Checksum,
+    CorruptionError,
+    DualFirstToken,
+    Duplication,
+    FiniteScreen,
+    FirstTokenBounds,
+    Int8,
+    Protection,
+    RangeGuard,
+    Scrub,
+    observe_bounds,
+    protect,
+)
+from tiny_models import save_tiny, tiny_loaded
+
+TOKENS = torch.arange(4, 28).view(2, 12)
+DOWN = "model.layers.1.mlp.down_proj"
+
+
+@pytest.fixture
+def model() -> LoadedModel:
+    return tiny_loaded("llama")
+
+
+@pytest.fixture(scope="module")
+def integers(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load(str(save_tiny(tmp_path_factory.mktemp("w8a8"), "llama")), arithmetic="w8a8")
+
+
+def logits(model: LoadedModel) -> torch.Tensor:
+    with torch.inference_mode():
+        found: torch.Tensor = model.module(input_ids=TOKENS, use_cache=False).logits
+    return words(found)
+
+
+def struck_weight(
+    model: LoadedModel, name: str = f"{DOWN}.weight", row: int = 3, column: int = 5, bit: int = 30
+) -> None:
+    """Corrupt a word in place, and leave it so."""
+    with torch.no_grad():
+        words(model.module.get_parameter(name))[row, column] ^= 1 << bit
+
+
+class StrikeOnce:
+    """As a fault in hardware: the next output of a module has one wrong value, before any other hook sees it."""
+
+    def __init__(self, model: LoadedModel, name: str, value: float = 1e4) -> None:
+        self.value, self.left = value, 1
+        model.module.get_submodule(name).register_forward_hook(self, prepend=True)
+
+    def __call__(self, module: torch.nn.Module, inputs: object, output: torch.Tensor) -> None:
+        if self.left:
+            self.left -= 1
+            output.view(-1, output.shape[-1])[7, 2] = self.value
+
+
+EVERYTHING: Sequence[Protection] = (
+    Checksum(),
+    Duplication(("down",)),
+    FiniteScreen(limit="clamp"),
+    FirstTokenBounds(),
+    Scrub(),
+    Backup((f"{DOWN}.weight",)),
+    DualFirstToken(),
+)
+
+
+@pytest.mark.parametrize("protection", [*EVERYTHING, Checksum(action="count")], ids=lambda one: type(one).__name__)
+def test_clean_outputs_stay_the_same_to_the_bit(model: LoadedModel, protection: Protection) -> None:
+    clean = logits(model)
+    with protect(model, [protection]) as protected:
+        assert torch.equal(logits(protected.model), clean)
+        assert all(counts.wrong == 0 for counts in protected.report())
+        assert not protected.events
+    assert torch.equal(logits(model), clean)
+
+
+def test_all_protections_at_once_under_generate(model: LoadedModel) -> None:
+    expected = model.module.generate(TOKENS, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    others = [one for one in EVERYTHING if not isinstance(one, FirstTokenBounds)]  # they clamp clean values too
+    with protect(model, others) as protected:
+        found = protected.model.module.generate(TOKENS, max_new_tokens=8, do_sample=False, pad_token_id=0)
+        checks = [counts for counts in protected.report() if counts.protection == "Checksum"]
+    assert torch.equal(found, expected)
+    assert checks
+    # The first of eight passes is run twice.
+    assert all(counts.calls == 9 and counts.wrong == 0 for counts in checks)
+
+
+def test_nothing_is_left_of_them(model: LoadedModel) -> None:
+    def state() -> list[object]:
+        parts = model.module.named_modules()
+        hooks = [(name, len(part._forward_hooks), len(part._forward_pre_hooks)) for name, part in parts]
+        return [hooks, sorted(vars(model.module)), [name for name, _ in model.module.named_buffers()]]
+
+    before = state()
+    handle = protect(model, [*EVERYTHING, Int8(("up",))])
+    assert state() != before
+    handle.remove()
+    assert state() == before
+
+
+@pytest.mark.parametrize("protection", [Checksum(), Duplication()], ids=lambda one: type(one).__name__)
+def test_a_wrong_output_is_computed_again(model: LoadedModel, protection: Protection) -> None:
+    clean = logits(model)
+    with protect(model, [protection]) as protected:
+        StrikeOnce(model, DOWN)
+        assert torch.equal(logits(model), clean)
+        (struck,) = [counts for counts in protected.report() if counts.wrong]
+    assert (struck.site.module, struck.site.component, struck.site.layer, struck.wrong) == (DOWN, "down", 1, 1)
+
+
+def test_faults_that_are_armed_later_are_seen(model: LoadedModel) -> None:
+    fault = parse_fault(f"weight {DOWN}.weight[3,5] flip 30 always")
+    clean = logits(model)
+    with protect(model, [Checksum(action="count")]) as protected, Injection(model, [fault]):
+        assert not torch.equal(logits(model), clean)
+        assert [counts.site.module for counts in protected.report() if counts.wrong] == [DOWN]
+
+
+@pytest.mark.parametrize("keeper", [Scrub(every=1000), Backup((f"{DOWN}.weight",))], ids=lambda one: type(one).__name__)
+def test_a_wrong_weight_is_put_back_when_a_check_finds_it(model: LoadedModel, keeper: Protection) -> None:
+    clean = logits(model)
+    with protect(model, [Checksum(), keeper]):
+        logits(model)  # the pass before which the scrubber looks
+        struck_weight(model)
+        assert torch.equal(logits(model), clean)
+    assert torch.equal(logits(model), clean)
+
+
+def test_without_a_clean_copy_a_wrong_weight_is_told(model: LoadedModel) -> None:
+    with protect(model, [Checksum()]) as protected:
+        struck_weight(model)
+        logits(model)
+        (event,) = [event for event in protected.events if event.site.module == DOWN]
+    assert (event.action, event.mended) == ("recover", False)
+
+
+def test_scrubbing_mends_what_no_product_reads(model: LoadedModel) -> None:
+    clean = logits(model)
+    with protect(model, [Scrub()]) as protected:
+        struck_weight(model, "model.embed_tokens.weight", 9, 1)
+        assert torch.equal(logits(model), clean)
+        assert [(event.site.module, event.wrong, event.mended) for event in protected.events] == [
+            ("model.embed_tokens.weight", 1, True)
+        ]
+
+
+@pytest.mark.parametrize("component", ["qk", "sv"])
+def test_attention_in_steps_is_checked(component: str) -> None:
+    model = tiny_loaded("llama", attn_implementation="eager")
+    clean = logits(model)
+    with protect(model, [Checksum((component,), action="log")]) as protected:
+        assert torch.equal(logits(model), clean)
+        part = "score" if component == "qk" else "probability"
+        assert {counts.site.component for counts in protected.report()} == {component}
+        assert all(counts.checked and not counts.wrong for counts in protected.report())
+        assert part
+
+
+@pytest.mark.parametrize("where", [f"{DOWN}.accumulator", "model.layers.1.self_attn.qk.accumulator"])
+def test_integer_products_are_checked_exactly(integers: LoadedModel, where: str) -> None:
+    clean = logits(integers)
+    strike = StrikeOnce(integers, where, 1)
+    strike.left = 0
+    with protect(integers, [Checksum()]) as protected:
+        assert torch.equal(logits(integers), clean)
+        strike.left = 1
+        assert torch.equal(logits(integers), clean)
+        assert [counts.site.module for counts in protected.report() if counts.wrong] == [where]
+
+
+def test_actions(model: LoadedModel) -> None:
+    for action in ("log", "zero", "raise"):
+        with protect(model, [Checksum(("down",), action=action)]) as protected:
+            StrikeOnce(model, DOWN)
+            if action == "raise":
+                with pytest.raises(CorruptionError, match="1 rows of"):
+                    logits(model)
+                continue
+            seen: list[torch.Tensor] = []
+            hook = model.module.get_submodule(DOWN).register_forward_hook(
+                lambda _, __, out, kept=seen: kept.append(out)
+            )
+            logits(model)
+            hook.remove()
+            assert [event.action for event in protected.events] == [action]
+            row = seen[0].view(-1, seen[0].shape[-1])[7]
+            assert bool((row == 0).all()) is (action == "zero")
+
+
+def test_ranges_that_were_observed(model: LoadedModel) -> None:
+    bounds = observe_bounds(model, [TOKENS], ("down",))
+    assert set(bounds) == {DOWN, DOWN.replace("1", "0")}
+    clean = logits(model)
+    with protect(model, [RangeGuard(bounds)]) as protected:
+        assert torch.equal(logits(model), clean)
+        StrikeOnce(model, DOWN, float("nan"))
+        found = logits(model).view(torch.float32)
+        assert bool(found.isfinite().all())
+        assert sum(counts.wrong for counts in protected.report()) == 1
+
+
+def test_bounds_of_the_first_pass(model: LoadedModel) -> None:
+    with protect(model, [FirstTokenBounds(("down",))]) as protected, torch.inference_mode():
+        cache = model.module(input_ids=TOKENS, use_cache=True).past_key_values
+        strike = StrikeOnce(model, DOWN, 1e9)
+        strike.left = 0
+        step = model.module(input_ids=TOKENS.repeat(1, 1)[:, :4], past_key_values=cache, use_cache=True).logits
+        strike.left = 1
+        struck = model.module(input_ids=TOKENS[:, :4], past_key_values=cache, use_cache=True).logits
+        assert sum(counts.wrong for counts in protected.report()) == 1
+        assert bool(struck.isfinite().all())
+        assert step.shape == struck.shape
+
+
+def test_the_first_token_twice(model: LoadedModel) -> None:
+    expected = model.module.generate(TOKENS, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    with protect(model, [DualFirstToken()]) as protected:
+        StrikeOnce(model, "model.layers.0.mlp.down_proj", 1e6)
+        found = model.module.generate(TOKENS, max_new_tokens=8, do_sample=False, pad_token_id=0)
+        assert [event.mended for event in protected.events] == [True]
+    assert torch.equal(found, expected)
+
+
+def test_mixed_precision_bounds_a_component(model: LoadedModel) -> None:
+    clean = logits(model)
+    with protect(model, [Int8(("down",)), Checksum()]) as protected:
+        mixed = logits(protected.model)
+        covered = {one.site.module: one.protections for one in protected.coverage}
+        assert covered[f"{DOWN}.accumulator"] == ("Checksum",)
+        assert {site.component for site in protected.model.components.accumulators} == {"down"}
+    assert not torch.equal(mixed, clean)
+    assert torch.equal(logits(model), clean)
+
+
+def test_what_cannot_be_checked_is_named() -> None:
+    with protect(tiny_loaded("mixtral"), [Checksum(action="count")]) as protected:
+        reasons = {one.site.component: one.reason for one in protected.coverage if one.reason}
+        covered = {name for one in protected.coverage if one.protections for name in one.site.components}
+    assert "expert" in reasons
+    assert "no linear map" in reasons["expert"]
+    assert "eager" in reasons["qk"]
+    assert covered >= {"q", "k", "v", "o", "lm_head"}
+
+
+def test_renewed_after_a_change_on_purpose(model: LoadedModel) -> None:
+    with protect(model, [Checksum(action="count")]) as protected:
+        struck_weight(model, bit=26)
+        logits(model)
+        assert any(counts.wrong for counts in protected.report())
+        protected.renew()
+        logits(model)
+        assert not any(counts.wrong for counts in protected.report())
+
+
+def test_counts_begin_anew(model: LoadedModel) -> None:
+    with protect(model, [Checksum()]) as protected:
+        StrikeOnce(model, DOWN)
+        logits(model)
+        assert protected.events
+        protected.reset()
+        assert not protected.events
+        assert not any(counts.calls for counts in protected.report())
+
+
+def test_misuse_is_told(model: LoadedModel) -> None:
+    handle = protect(model, [Checksum()])
+    with pytest.raises(InputError, match="is protected already"):
+        protect(model, [Checksum()])
+    handle.remove()
+    for use in (handle.report, handle.reset, handle.remove, handle.renew, lambda: handle.coverage):
+        with pytest.raises(InputError, match="were removed"):
+            use()
+    with pytest.raises(InputError, match="nothing is asked for"):
+        protect(model, [])
+    with pytest.raises(InputError, match="no parameter"):
+        protect(model, [Backup(("nowhere",))])
+    with pytest.raises(InputError, match="can't be protected so"):
+        Checksum(("norm",))
+    with pytest.raises(InputError, match="whose output is not known"):
+        protect(model, [RangeGuard({"nowhere": (0.0, 1.0)})])
+    with pytest.raises(InputError, match="no qk that can be checked"):
+        protect(model, [Checksum(("qk",))])
+    protect(model, [Checksum()]).remove()
+
+
+def test_a_dtype_without_a_threshold_is_refused_and_leaves_the_model_alone() -> None:
+    model = tiny_loaded("llama", torch.float64)
+    with pytest.raises(InputError, match="float64"):
+        protect(model, [Checksum()])
+    assert not model.module.get_submodule(DOWN)._forward_hooks
+
+
+def test_counting_does_not_break_a_compiled_graph(model: LoadedModel) -> None:
+    clean = model.module(input_ids=TOKENS, use_cache=False).logits
+    with protect(model, [Checksum(action="count"), FiniteScreen()]) as protected, torch.inference_mode():
+        compiled = torch.compile(model.module.model, fullgraph=True, backend="eager")
+        compiled(input_ids=TOKENS, use_cache=False)
+        counts = [one for one in protected.report() if one.protection == "Checksum" and one.site.layer is not None]
+        assert all(one.calls == 1 and not one.wrong for one in counts)
+        struck_weight(model)
+        compiled(input_ids=TOKENS, use_cache=False)
+        wrong = [one.site.module for one in protected.report() if one.protection == "Checksum" and one.wrong]
+    assert clean.shape[-1] > 0
+    assert wrong == [DOWN]
+
+
+@pytest.mark.parametrize(("scheme", "mended"), [(ClassicalABFT(), True), (Unprotected(), False)])
+def test_schemes_say_which_tiles_are_computed_again(integers: LoadedModel, scheme: Scheme, mended: bool) -> None:
+    clean = logits(integers)
+    with protect(integers, [Checksum(("down",), scheme=scheme)]) as protected:
+        assert torch.equal(logits(integers), clean)
+        StrikeOnce(integers, f"{DOWN}.accumulator", 12345)
+        assert torch.equal(logits(integers), clean) is mended
+        (struck,) = [counts for counts in protected.report() if counts.wrong]
+        assert (struck.checked, struck.wrong, struck.recomputed) == (2, 1, int(mended))
+        assert [event.mended for event in protected.events] == [mended]
+
+
+def test_a_scheme_for_floating_point_is_refused(model: LoadedModel) -> None:
+    with pytest.raises(InputError, match="w8a8"):
+        protect(model, [Checksum(scheme=ClassicalABFT())])
