@@ -5,8 +5,9 @@
 
 Text (whole .txt files, strings of .jsonl files) runs through each model in each dtype; every row that a linear layer
 gives, `lm_head` included, is checked against the checksum of its weight. Each run has a part of the text of its own, so
-no position counts twice. Printed of each: rows checked, positions, alarms, the largest |D| / T, its 1 - 1e-6
-quantile (of a histogram of |D| / T in steps of 0.001), and the largest by component.
+no position counts twice. Printed of each: rows checked, positions, alarms, rows where the model itself overflowed
+(counted apart), the largest |D| / T, its 1 - 1e-6 quantile (of a histogram of |D| / T in steps of 0.001), and the
+largest by component.
 """
 
 import argparse
@@ -34,18 +35,23 @@ TIGHT = 0.1
 
 @dataclass
 class Tally:
-    """Counts of |D| / T on the model's device: `counts`, int64 of shape (STEPS + 1,), the last for 1 and above."""
+    """Counts of |D| / T on the model's device: `counts`, int64 of shape (STEPS + 1,), the last for 1 and above, and of
+    rows whose own values are not finite, 0-d: there the model overflowed, and an alarm is right."""
 
     counts: torch.Tensor
     alarms: torch.Tensor
+    not_finite: torch.Tensor
     largest: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def add(self, component: str, ratio: torch.Tensor, wrong: torch.Tensor) -> None:
         """Count rows' `ratio`, fp32, and those that are `wrong`."""
-        steps = (ratio.flatten() * STEPS).nan_to_num(STEPS).clamp(0, STEPS).long()
-        self.counts += torch.bincount(steps, minlength=STEPS + 1)
-        self.alarms += wrong.sum()
-        top = ratio.max()
+        finite = ratio.isfinite()
+        self.not_finite += (~finite).sum()
+        self.alarms += (wrong & finite).sum()
+        known = torch.where(finite, ratio, 0.0)
+        steps = (known.flatten() * STEPS).clamp(0, STEPS).long()
+        self.counts.index_add_(0, steps, finite.flatten().long())
+        top = known.max()
         self.largest[component] = torch.maximum(self.largest[component], top) if component in self.largest else top
 
 
@@ -59,6 +65,7 @@ class Clean:
     rows: int
     tokens: int
     alarms: int
+    not_finite: int
     largest: float
     quantile: float
     by_component: dict[str, float]
@@ -123,13 +130,16 @@ def watched(module: torch.nn.Module, rounding: Rounding, tally: Tally) -> list[t
 def run(spec: str, dtype: str, device: str, text: str, tokens: int, rows: int) -> Clean:
     """Check what a model computes of a text, `rows` windows at a time."""
     model = load(spec, dtype, device=device)
-    tally = Tally(*(torch.zeros(size, dtype=torch.int64, device=model.device) for size in (STEPS + 1, ())))
+    counts, alarms, not_finite = (
+        torch.zeros(size, dtype=torch.int64, device=model.device) for size in ((STEPS + 1,), (), ())
+    )
+    tally = Tally(counts, alarms, not_finite)
     ids = windows(model, text, tokens)
     begin = time.monotonic()
     with torch.inference_mode():
         hooks = watched(model.module, rounding_of(model.dtype, model.device.type), tally)
         try:
-            for some in ids.split(rows):
+            for some in torch.split(ids, rows):
                 model.module(input_ids=some.to(model.device), use_cache=False)
         finally:
             for hook in hooks:
@@ -141,6 +151,7 @@ def run(spec: str, dtype: str, device: str, text: str, tokens: int, rows: int) -
         rows=int(tally.counts.sum()),
         tokens=ids.numel(),
         alarms=int(tally.alarms),
+        not_finite=int(tally.not_finite),
         largest=max(float(one) for one in tally.largest.values()),
         quantile=quantile(tally.counts.tolist(), QUANTILE),
         by_component={name: round(float(one), 4) for name, one in tally.largest.items()},

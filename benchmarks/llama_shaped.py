@@ -9,8 +9,18 @@ from torch import nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from aftershock.detect import linear_checksum, rounding_of
-from aftershock.detect.decoder_block import Angles, Block, BlockGuards, Guard, Steps, Stream, finish, guard, run_block
-from aftershock.detect.row_parts import Kept
+from aftershock.protect.fused.decoder_block import (
+    Angles,
+    Block,
+    BlockGuards,
+    Guard,
+    Steps,
+    Stream,
+    finish,
+    guard,
+    run_block,
+)
+from aftershock.protect.fused.row_parts import Kept
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Layer(nn.Module):
     def forward(
         self,
         residual: torch.Tensor,
-        delta: torch.Tensor,
+        delta: torch.Tensor | None,
         cosines: torch.Tensor,
         sines: torch.Tensor,
         kept_keys: torch.Tensor,
@@ -53,9 +63,9 @@ class Layer(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """A block as plain operations, its last addition left to the next block, so that it can be fused there."""
         shape = self.shape
-        residual = residual + delta
+        residual = residual if delta is None else residual + delta
         normed = rms_norm(residual, (shape.hidden,), self.first_norm, shape.eps)
-        queries, keys, values = (one.unflatten(-1, (-1, shape.head)) for one in split(self.qkv(normed), shape))
+        queries, keys, values = (one.reshape(*one.shape[:2], -1, shape.head) for one in split(self.qkv(normed), shape))
         queries, keys = (turned(one, cosines, sines).transpose(1, 2) for one in (queries, keys))
         kept_keys.index_copy_(2, columns, keys)
         kept_values.index_copy_(2, columns, values.transpose(1, 2))
@@ -107,7 +117,7 @@ def angles(positions: torch.Tensor, shape: Shape, dtype: torch.dtype) -> Angles:
 def split(made: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Queries, keys and values of one product."""
     keys = shape.key_heads * shape.head
-    first, second, third = made.split([shape.heads * shape.head, keys, keys], dim=-1)
+    first, second, third = torch.split(made, [shape.heads * shape.head, keys, keys], dim=-1)
     return first, second, third
 
 
@@ -122,7 +132,7 @@ def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> t
     return scaled_dot_product_attention(grouped, keys, values).reshape(batch, 1, heads * head)
 
 
-def block(layer: Layer) -> Block:
+def block(layer: Any) -> Block:
     """A layer as `run_block` takes it."""
 
     def gate_up(normed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -155,9 +165,9 @@ class Guards:
 
     def reset(self) -> None:
         """Forget what was found."""
-        for one in (*(guard for own in self.blocks for guard in vars(own).values()), self.head):
+        for one in (*(each for own in self.blocks for each in vars(own).values()), self.head):
             if one is not None:
-                one.bound.strains.zero_()
+                one.reset()
 
 
 def guards_of(decoder: Decoder, components: tuple[str, ...]) -> Guards:
@@ -204,15 +214,20 @@ def batch_of(decoder: Decoder, rows: int, tokens: int, context: int, seed: int) 
     return Batch(drawn, angles(positions, shape, weight.dtype), kept)
 
 
+def next_tokens(logits: torch.Tensor) -> torch.Tensor:
+    """The most likely token of each row."""
+    return logits.argmax(-1)
+
+
 def plain_pass(decoder: Decoder, batch: Batch, run: Callable[..., tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
     """The next token of each sequence, int64 (batch,); `run` takes a layer and what its `forward` takes."""
-    residual = decoder.embedding(batch.tokens)
-    delta = torch.zeros_like(residual)
-    columns = batch.kept[0].column + torch.arange(batch.tokens.shape[1], device=delta.device)
+    residual, delta = decoder.embedding(batch.tokens), None
+    columns = batch.kept[0].column + torch.arange(batch.tokens.shape[1], device=residual.device)
     for layer, kept in zip(decoder.layers, batch.kept, strict=True):
         residual, delta = run(layer, residual, delta, *batch.angles, kept.keys, kept.values, columns)
-    last = (residual + delta)[:, -1]
-    return decoder.head(rms_norm(last, (decoder.shape.hidden,), decoder.norm, decoder.shape.eps)).argmax(-1)
+    last = residual[:, -1] if delta is None else residual[:, -1] + delta[:, -1]
+    normed = rms_norm(last, (decoder.shape.hidden,), decoder.norm, decoder.shape.eps)
+    return next_tokens(decoder.head(normed))
 
 
 def checked_pass(steps: Steps, decoder: Decoder, blocks: list[Block], guards: Guards, batch: Batch) -> torch.Tensor:
@@ -223,9 +238,9 @@ def checked_pass(steps: Steps, decoder: Decoder, blocks: list[Block], guards: Gu
     normed, predicted = finish(steps, decoder.norm, decoder.shape.eps, stream, guards.head)
     last = normed[:, -1].contiguous()
     if predicted is not None:
-        rows = predicted.parts.unflatten(0, batch.tokens.shape)[:, -1].contiguous()
+        rows = predicted.parts.view(*batch.tokens.shape, -1, 2)[:, -1].contiguous()
         predicted = replace(predicted, parts=rows)
     logits = decoder.head(last)
     if predicted is not None:
         steps.check_outputs(logits, predicted)
-    return logits.argmax(-1)
+    return next_tokens(logits)

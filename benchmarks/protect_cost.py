@@ -3,7 +3,7 @@
     python -m benchmarks.protect_cost --json [--quick] [--layers 32] [--turns 100] [--settings prefill ...]
 
 A decoder of Llama 3 8B's shape (bf16, random weights), q, k and v as one product and gate and up as one, each pass one
-CUDA graph. Base lines: the plain decoder by torch.compile, and the steps of `detect.fused_steps` without checks; costs
+CUDA graph. Base lines: the plain decoder by torch.compile, and the steps of `protect.fused` without checks; costs
 are over the faster of the two, in turns, so that a machine's moods strike all alike. `again` is the plain one captured
 once more: what noise comes to. Beside it sdcguard 0.4.0, where it is installed, on a decoder of few layers.
 """
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from aftershock.detect import fused_steps
+from aftershock.protect.fused import triton_steps
 from benchmarks.arguments import parser
 from benchmarks.environment import environment
 from benchmarks.llama_shaped import (
@@ -89,7 +89,7 @@ def plain(decoder: Decoder, batch: Batch) -> Callable[[], None]:
 def checked(decoder: Decoder, guards: Guards, batch: Batch) -> Callable[[], None]:
     """The decoder by fused steps, with what is guarded checked."""
     blocks = [block(layer) for layer in decoder.layers]
-    return captured(lambda: checked_pass(fused_steps, decoder, blocks, guards, batch))
+    return captured(lambda: checked_pass(triton_steps, decoder, blocks, guards, batch))
 
 
 def milliseconds(passes: Passes, turns: int) -> dict[str, list[float]]:
@@ -109,10 +109,10 @@ def milliseconds(passes: Passes, turns: int) -> dict[str, list[float]]:
     return found
 
 
-def measure(decoder: Decoder, setting: Setting, turns: int) -> dict[str, Any]:
+def measure(decoder: Decoder, guarded: dict[str, Guards], setting: Setting, turns: int) -> dict[str, Any]:
     """All passes of a setting in turns, and what the checks of clean passes came to."""
     batch = batch_of(decoder, setting.rows, setting.tokens, setting.context, SEED)
-    guarded = {"all": guards_of(decoder, ALL), "o + down": guards_of(decoder, SELECTED)}
+    guarded["all"].reset()
     passes: Passes = {
         "plain": plain(decoder, batch),
         "steps": checked(decoder, no_guards(decoder), batch),
@@ -146,7 +146,7 @@ def _less_one(measured: dict[str, Any]) -> dict[str, Any]:
     return measured | {name: measured[name] - 1 for name in ("estimate", "low", "high")}
 
 
-def measure_sdcguard(decoder: Decoder, setting: Setting, turns: int) -> dict[str, Any] | None:
+def measure_sdcguard(decoder: Decoder, guards: Guards, setting: Setting, turns: int) -> dict[str, Any] | None:
     """The same for sdcguard and the checks here, on a decoder of few layers, since its are compiled one by one."""
     try:
         from sdcguard import ServeGuard
@@ -156,7 +156,7 @@ def measure_sdcguard(decoder: Decoder, setting: Setting, turns: int) -> dict[str
     passes: Passes = {
         "plain": plain(decoder, batch),
         "steps": checked(decoder, no_guards(decoder), batch),
-        "all": checked(decoder, guards_of(decoder, ALL), batch),
+        "all": checked(decoder, guards, batch),
     }
     watched = deepcopy(decoder)
     guard = ServeGuard().attach(watched)
@@ -204,15 +204,19 @@ def main() -> None:
     torch._dynamo.config.recompile_limit = 256  # sdcguard's layers are compiled one by one
     with torch.inference_mode():
         decoder = random_decoder(Shape(layers), "cuda", torch.bfloat16, SEED)
+        guarded = {"all": guards_of(decoder, ALL), "o + down": guards_of(decoder, SELECTED)}
         settings = {}
         for name, setting in chosen.items():
-            settings[name] = measure(decoder, setting, turns)
+            settings[name] = measure(decoder, guarded, setting, turns)
             print(name, json.dumps(settings[name]["cost"]), settings[name]["milliseconds"], flush=True)
         few = random_decoder(Shape(min(layers, GUARD_LAYERS)), "cuda", torch.bfloat16, SEED)
-        others = {}
+        others: dict[str, Any] = {}
         if not given.without_sdcguard:
-            others = {name: measure_sdcguard(few, setting, turns) for name, setting in chosen.items()}
-        flips = detection(fused_steps, few, SEED, 2 if given.quick else 20)
+            guards = guards_of(few, ALL)
+            for name, setting in chosen.items():
+                others[name] = measure_sdcguard(few, guards, setting, turns)
+                print(name, "sdcguard", json.dumps(others[name]), flush=True)
+        flips = detection(triton_steps, few, SEED, 2 if given.quick else 20)
     found = {
         "benchmark": "protect_cost",
         "environment": environment() | {"device": torch.cuda.get_device_name()},

@@ -1,4 +1,4 @@
-"""One trial of `benchmarks.protect_voltage`: timing errors in one component's sums, a scheme that mends some, the loss."""
+"""One trial of `benchmarks.protect_voltage`: timing errors in a component, a scheme that mends some, the loss."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,6 @@ import torch
 from aftershock.hardware import ACCUMULATOR_BITS, ErrorTable, Gemm, Scheme, SystolicArray, draw_faults
 from aftershock.models import LoadedModel
 from aftershock.protect import Scope, by_depth, changed_sums, perplexity, recover
-
 
 _ONE_PASS = SystolicArray("output-stationary")
 
@@ -39,7 +38,8 @@ class Setting:
 
 def exact_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Products of whole numbers in float64, where no sum of them is rounded; int32."""
-    return torch.matmul(left.double(), right.double()).to(torch.int32)
+    # Not `torch.matmul`, which an attention in integers takes for one of its own two.
+    return (left.double() @ right.double()).to(torch.int32)
 
 
 @contextmanager
@@ -81,3 +81,16 @@ def trial(model: LoadedModel, windows: torch.Tensor, setting: Setting, seed: int
     with at_voltage(model, setting, seed) as counts:
         found = perplexity(model, windows)
     return found, counts
+
+
+def depth_passes(model: LoadedModel, component: str, windows: torch.Tensor, array: SystolicArray) -> int:
+    """Into how many partial sums an array cuts a sum of a component."""
+    depths: set[int] = set()
+
+    def look(_: int, sums: torch.Tensor, left: torch.Tensor, __: torch.Tensor) -> torch.Tensor:
+        depths.add(left.shape[-1])
+        return sums
+
+    with changed_sums(model, component, look):
+        perplexity(model, windows)
+    return max(array.passes(Gemm(1, depth, 1)) for depth in depths)

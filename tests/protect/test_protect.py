@@ -7,8 +7,9 @@ import torch
 
 from aftershock import Injection, parse_fault
 from aftershock.errors import InputError
+from aftershock.faults import Fault
 from aftershock.hardware import ClassicalABFT, Scheme, Unprotected
-from aftershock.models import LoadedModel, load
+from aftershock.models import LoadedModel, align, load, teacher_forced
 from aftershock.numerics import words
 from aftershock.protect import (
     Backup,
@@ -48,11 +49,11 @@ def logits(model: LoadedModel) -> torch.Tensor:
 
 
 def struck_weight(
-    model: LoadedModel, name: str = f"{DOWN}.weight", row: int = 3, column: int = 5, bit: int = 30
+    model: LoadedModel, name: str = f"{DOWN}.weight", row: int = 3, column: int = 5, bits: int = 1 << 30
 ) -> None:
     """Corrupt a word in place, and leave it so."""
     with torch.no_grad():
-        words(model.module.get_parameter(name))[row, column] ^= 1 << bit
+        words(model.module.get_parameter(name))[row, column] ^= bits
 
 
 class StrikeOnce:
@@ -132,19 +133,39 @@ def test_faults_that_are_armed_later_are_seen(model: LoadedModel) -> None:
         assert [counts.site.module for counts in protected.report() if counts.wrong] == [DOWN]
 
 
+@pytest.mark.parametrize("bits", [1 << 30, 1 << 30 | 1 << 21])
+def test_a_wrong_weight_is_put_back_to_the_bit(model: LoadedModel, bits: int) -> None:
+    clean, before = logits(model), words(model.module.get_parameter(f"{DOWN}.weight")).clone()
+    with protect(model, [Checksum(("down",))]) as protected:
+        struck_weight(model, bits=bits)
+        assert torch.equal(logits(model), clean)
+        assert [(event.site.module, event.mended) for event in protected.events] == [(DOWN, True)]
+    assert torch.equal(words(model.module.get_parameter(f"{DOWN}.weight")), before)
+
+
+def test_a_wrong_weight_of_integers_is_put_back(integers: LoadedModel) -> None:
+    clean, weight = logits(integers), integers.module.get_buffer(f"{DOWN}.weight")
+    with protect(integers, [Checksum(("down",))]):
+        weight[3, 5] ^= 64
+        assert torch.equal(logits(integers), clean)
+    assert torch.equal(logits(integers), clean)
+
+
 @pytest.mark.parametrize("keeper", [Scrub(every=1000), Backup((f"{DOWN}.weight",))], ids=lambda one: type(one).__name__)
-def test_a_wrong_weight_is_put_back_when_a_check_finds_it(model: LoadedModel, keeper: Protection) -> None:
+def test_two_wrong_words_of_a_column_come_from_elsewhere(model: LoadedModel, keeper: Protection) -> None:
     clean = logits(model)
     with protect(model, [Checksum(), keeper]):
         logits(model)  # the pass before which the scrubber looks
-        struck_weight(model)
+        struck_weight(model, row=3)
+        struck_weight(model, row=4, bits=1 << 22)
         assert torch.equal(logits(model), clean)
     assert torch.equal(logits(model), clean)
 
 
-def test_without_a_clean_copy_a_wrong_weight_is_told(model: LoadedModel) -> None:
+def test_where_nothing_tells_the_clean_words_the_damage_is_told(model: LoadedModel) -> None:
     with protect(model, [Checksum()]) as protected:
-        struck_weight(model)
+        struck_weight(model, row=3)
+        struck_weight(model, row=4, bits=1 << 22)
         logits(model)
         (event,) = [event for event in protected.events if event.site.module == DOWN]
     assert (event.action, event.mended) == ("recover", False)
@@ -160,16 +181,34 @@ def test_scrubbing_mends_what_no_product_reads(model: LoadedModel) -> None:
         ]
 
 
-@pytest.mark.parametrize("component", ["qk", "sv"])
-def test_attention_in_steps_is_checked(component: str) -> None:
+@pytest.mark.parametrize(
+    ("component", "line"),
+    [
+        ("qk", "score model.layers.1.self_attn[2,0.5] replace 3e5 at first_token"),
+        ("sv", "probability model.layers.1.self_attn[2,0.5] replace 3e5 at first_token"),
+    ],
+)
+def test_attention_in_steps_is_checked(component: str, line: str) -> None:
     model = tiny_loaded("llama", attn_implementation="eager")
-    clean = logits(model)
-    with protect(model, [Checksum((component,), action="log")]) as protected:
-        assert torch.equal(logits(model), clean)
-        part = "score" if component == "qk" else "probability"
-        assert {counts.site.component for counts in protected.report()} == {component}
-        assert all(counts.checked and not counts.wrong for counts in protected.report())
-        assert part
+    block = align([(5, 6, 7, 8, 9)], [(10, 11)], model.device)
+
+    def run(*faults: Fault) -> torch.Tensor:
+        with Injection(model, faults) as injection:
+            return words(teacher_forced(model, block, frozenset(), injection.begin_pass))
+
+    clean = run()
+    with protect(model, [Checksum((component,))]) as protected:
+        assert torch.equal(run(), clean)
+        assert not any(counts.wrong for counts in protected.report())
+        struck = run(parse_fault(line))
+        wrong = [(counts.site.module, counts.site.component) for counts in protected.report() if counts.wrong]
+    if component == "qk":
+        assert torch.equal(struck, clean)
+        assert wrong == [("model.layers.1.self_attn", "qk")]
+    else:
+        # A probability is struck before it is multiplied: the product is right for what it was given.
+        assert not torch.equal(struck, clean)
+        assert not wrong
 
 
 @pytest.mark.parametrize("where", [f"{DOWN}.accumulator", "model.layers.1.self_attn.qk.accumulator"])
@@ -260,7 +299,7 @@ def test_what_cannot_be_checked_is_named() -> None:
 
 def test_renewed_after_a_change_on_purpose(model: LoadedModel) -> None:
     with protect(model, [Checksum(action="count")]) as protected:
-        struck_weight(model, bit=26)
+        struck_weight(model, bits=1 << 26)
         logits(model)
         assert any(counts.wrong for counts in protected.report())
         protected.renew()
@@ -283,11 +322,22 @@ def test_misuse_is_told(model: LoadedModel) -> None:
     with pytest.raises(InputError, match="is protected already"):
         protect(model, [Checksum()])
     handle.remove()
-    for use in (handle.report, handle.reset, handle.remove, handle.renew, lambda: handle.coverage):
+    for use in (
+        handle.report,
+        handle.reset,
+        handle.remove,
+        handle.renew,
+        lambda: handle.coverage,
+        lambda: handle.model,
+    ):
         with pytest.raises(InputError, match="were removed"):
             use()
     with pytest.raises(InputError, match="nothing is asked for"):
         protect(model, [])
+    with pytest.raises(InputError, match="put Checksum into one"):
+        protect(model, Checksum())
+    with pytest.raises(InputError, match="a LlamaForCausalLM can't be protected"):
+        protect(model.module, [Checksum()])
     with pytest.raises(InputError, match="no parameter"):
         protect(model, [Backup(("nowhere",))])
     with pytest.raises(InputError, match="can't be protected so"):
@@ -335,3 +385,36 @@ def test_schemes_say_which_tiles_are_computed_again(integers: LoadedModel, schem
 def test_a_scheme_for_floating_point_is_refused(model: LoadedModel) -> None:
     with pytest.raises(InputError, match="w8a8"):
         protect(model, [Checksum(scheme=ClassicalABFT())])
+
+
+def test_protected_in_inference_mode_and_used_outside(model: LoadedModel) -> None:
+    with torch.inference_mode():
+        protected = protect(model, [Checksum(), FirstTokenBounds()])
+    logits(model)
+    with torch.no_grad():
+        model.module(input_ids=TOKENS, use_cache=False)
+    assert all(counts.wrong == 0 for counts in protected.report())
+    protected.remove()
+
+
+def test_outputs_as_tuples_and_static_caches_twice(model: LoadedModel) -> None:
+    asked = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "cache_implementation": "static"}
+    expected = model.module.generate(TOKENS, **asked)
+    with protect(model, [DualFirstToken()]), torch.inference_mode():
+        model.module(input_ids=TOKENS, use_cache=False, return_dict=False)
+        assert torch.equal(model.module.generate(TOKENS, **asked), expected)
+
+
+def test_protections_that_cannot_be_renewed_are_removed(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = protect(model, [Checksum()])
+
+    def fails(*_: object) -> None:
+        raise InputError("not now")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("aftershock.protect.handle.attach", fails)
+        with pytest.raises(InputError, match="not now"):
+            handle.renew()
+    with pytest.raises(InputError, match="were removed"):
+        handle.report()
+    protect(model, [Checksum()]).remove()

@@ -7,7 +7,20 @@ import traceback
 import typer
 from typer.main import get_command
 
-from aftershock.cli import capture, diagnose, diff, fingerprint, locate, models, repair, replay, report, study, verify
+from aftershock.cli import (
+    capture,
+    diagnose,
+    diff,
+    fingerprint,
+    locate,
+    models,
+    protect,
+    repair,
+    replay,
+    report,
+    study,
+    verify,
+)
 from aftershock.errors import ContractError, InputError
 
 EXIT_INTERNAL, EXIT_INPUT, EXIT_CONTRACT, EXIT_INTERRUPTED = 1, 2, 4, 130
@@ -28,6 +41,7 @@ app.command("fingerprint")(fingerprint.command)
 app.command("verify")(verify.command)
 app.command("locate")(locate.command)
 app.command("repair")(repair.command)
+app.command("protect")(protect.command)
 app.add_typer(models.app, name="models")
 
 

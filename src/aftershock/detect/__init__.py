@@ -1,4 +1,4 @@
-"""Tell whether a model's stored words are still those that they were, and keep what finds and undoes a few changes."""
+"""Tell whether words and products are what they should be: fingerprints of stored words, checksums of products."""
 
 from aftershock.detect.checksum import checksum, checksums, seed_of
 from aftershock.detect.digests import file_digest, hasher, read_key, tensor_digest
@@ -8,10 +8,21 @@ from aftershock.detect.integer_products import (
     integer_deviations_from,
     integer_row_deviations,
 )
+from aftershock.detect.linear_checksum import LinearChecksum, linear_checksum
 from aftershock.detect.lines import LineSums, differences, line_sums
+from aftershock.detect.locating_errors import (
+    ChangedColumn,
+    WrongColumn,
+    WrongWeight,
+    changed_column,
+    column_word_sums,
+    put_back,
+    weighted_deviations,
+    wrong_columns,
+    wrong_weight,
+)
 from aftershock.detect.multipliers import multipliers
 from aftershock.detect.products import (
-    LinearChecksum,
     RowCheck,
     Tolerance,
     TwoSidedCheck,
@@ -21,9 +32,10 @@ from aftershock.detect.products import (
     check_rows,
     compared,
     expected_sums,
-    linear_checksum,
+    signed,
     tolerance,
 )
+from aftershock.detect.ranges import Bounds, bounds_by_channel, bounds_of, clamped, dtype_of_bounds, not_finite, outside
 from aftershock.detect.rounding import Rounding, rounding_of
 from aftershock.detect.saved import check_replaceable, load_fingerprint, save_fingerprint
 from aftershock.detect.syndromes import PRIME, Syndromes, blocks_of, correctable, syndromes
@@ -31,6 +43,8 @@ from aftershock.detect.verification import Verification, fingerprinted_words, ve
 
 __all__ = [
     "PRIME",
+    "Bounds",
+    "ChangedColumn",
     "FilePrint",
     "Fingerprint",
     "LineSums",
@@ -43,8 +57,13 @@ __all__ = [
     "Tolerance",
     "TwoSidedCheck",
     "Verification",
+    "WrongColumn",
+    "WrongWeight",
     "as_named",
     "blocks_of",
+    "bounds_by_channel",
+    "bounds_of",
+    "changed_column",
     "check_both_sides",
     "check_columns",
     "check_product",
@@ -52,9 +71,12 @@ __all__ = [
     "check_rows",
     "checksum",
     "checksums",
+    "clamped",
+    "column_word_sums",
     "compared",
     "correctable",
     "differences",
+    "dtype_of_bounds",
     "expected_sums",
     "file_digest",
     "fingerprinted_words",
@@ -66,13 +88,20 @@ __all__ = [
     "linear_checksum",
     "load_fingerprint",
     "multipliers",
+    "not_finite",
+    "outside",
+    "put_back",
     "read_key",
     "rounding_of",
     "save_fingerprint",
     "seed_of",
+    "signed",
     "syndromes",
     "take_fingerprint",
     "tensor_digest",
     "tolerance",
     "verify",
+    "weighted_deviations",
+    "wrong_columns",
+    "wrong_weight",
 ]

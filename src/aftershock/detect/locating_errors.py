@@ -3,14 +3,19 @@
 A second checksum, with outputs times 1 to N, tells where (Jou and Abraham, Proc. IEEE 74, 1986): an error d in output j
 deviates by d in the plain sum and by (j + 1) d in the weighted one. A weight that changed by d in row j and column k
 deviates by d A_ik for every token i: several tokens tell k, and the two sums j. The word itself comes back from
-integer sums of the column's words, which round nothing.
+integer sums of the column's words, which round nothing. Those weigh words by `multipliers` and not by 1 to N, of which
+two equal changes in rows r and r + 2 would look like one of row r + 1.
 """
 
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 
-from aftershock.detect.products import LinearChecksum, RowCheck, expected_sums
+from aftershock.detect.linear_checksum import LinearChecksum
+from aftershock.detect.multipliers import multipliers
+from aftershock.detect.products import RowCheck, expected_sums, signed
+from aftershock.detect.rounding import Rounding
 from aftershock.numerics import words
 
 _AT_ONCE = 1 << 20
@@ -53,7 +58,8 @@ class ChangedColumn:
 def weighted_deviations(inputs: torch.Tensor, outputs: torch.Tensor, checksum: LinearChecksum) -> torch.Tensor:
     """Deviations of sums of outputs times 1 to N, fp32 (...): `inputs` (..., K), `outputs` (..., N)."""
     places = torch.arange(1, checksum.outputs + 1, dtype=torch.float32, device=outputs.device)
-    return expected_sums(inputs, checksum.weighted) + checksum.weighted_bias - expected_sums(outputs, places)
+    found = expected_sums(signed(outputs, checksum), places)
+    return expected_sums(inputs, checksum.weighted) + checksum.weighted_bias - found
 
 
 def wrong_columns(check: RowCheck, weighted: torch.Tensor, outputs: int) -> WrongColumn:
@@ -67,18 +73,25 @@ def wrong_columns(check: RowCheck, weighted: torch.Tensor, outputs: int) -> Wron
     return WrongColumn(column, outputs * check.threshold / check.deviation.abs())
 
 
-def wrong_weight(inputs: torch.Tensor, check: RowCheck, weighted: torch.Tensor, outputs: int) -> WrongWeight | None:
+def wrong_weight(
+    inputs: torch.Tensor, check: RowCheck, weighted: torch.Tensor, outputs: int, rounding: Rounding
+) -> WrongWeight | None:
     """The single weight whose change explains the deviations of some tokens, or None where none does.
 
-    `inputs` is (tokens, K), `check` and `weighted` (tokens,). Token i has D_i = -size A_ik, to its threshold. Reads
-    its result back from the device.
+    `inputs` is (tokens, K), `check` and `weighted` (tokens,). Token i has D_i = -size A_ik, to its threshold and to
+    what `rounding` does to a wrong output. Reads its result back from the device.
     """
-    weights = 1 / check.threshold
-    rows = inputs.float() * weights[:, None]
-    plain, other = check.deviation * weights, weighted * weights
-    power = rows.square().sum(0).clamp_min(torch.finfo(torch.float32).tiny)
+    own = rounding.output + rounding.accumulation * inputs.shape[1] ** 0.5
+    # In fp64, as squares of what a wrong exponent does leave fp32.
+    deviation = check.deviation.double()
+    weights = 1 / (check.threshold.double() + own * deviation.abs())
+    rows = inputs.double() * weights[:, None]
+    plain, other = deviation * weights, weighted.double() * weights
+    power = rows.square().sum(0).clamp_min(torch.finfo(torch.float64).tiny)
     slopes = (plain @ rows) / power
-    explained = (plain[:, None] - slopes * rows).abs().amax(0) <= 1
+    # Where each token errs by 1 at most, the slope errs too, and moves what is left of the others.
+    most = 1 + rows.abs() * rows.abs().sum(0) / power
+    explained = ((plain[:, None] - slopes * rows).abs() <= most).all(0)
     fitting = explained & (slopes != 0)
     gain = torch.where(fitting, (plain @ rows).square() / power, -1.0)
     best = int(gain.argmax())
@@ -86,10 +99,11 @@ def wrong_weight(inputs: torch.Tensor, check: RowCheck, weighted: torch.Tensor, 
         return None
     slope, total = float(slopes[best]), float(power[best])
     place = float(other @ rows[:, best]) / total / slope
+    known = isfinite(place)
     return WrongWeight(
-        row=min(max(round(place), 1), outputs) - 1,
+        row=min(max(round(place), 1), outputs) - 1 if known else 0,
         # The slope's own error is at most the root of the tokens over the root of the power, each row being within 1.
-        within=outputs * (len(rows) / total) ** 0.5 / abs(slope),
+        within=outputs * (len(rows) / total) ** 0.5 / abs(slope) if known else outputs,
         column=best,
         columns=tuple(torch.nonzero(fitting)[:, 0].tolist()),
         size=-slope,
@@ -97,13 +111,13 @@ def wrong_weight(inputs: torch.Tensor, check: RowCheck, weighted: torch.Tensor, 
 
 
 def column_word_sums(weight: torch.Tensor) -> torch.Tensor:
-    """Sums of a weight's words, signed integers, by column, plain and times 1 to N: int64, from shape (N, K) to
-    (K, 2), exact."""
+    """Sums of a weight's words, signed integers, by column, plain and times the `multipliers` of their rows: int64,
+    from shape (N, K) to (K, 2), exact modulo 2^64."""
     whole = _integers(weight)
-    places = torch.arange(1, len(whole) + 1, device=weight.device)
+    factors = multipliers(len(whole), device=weight.device)
     sums = torch.zeros(whole.shape[1], 2, dtype=torch.int64, device=weight.device)
     step = max(1, _AT_ONCE // whole.shape[1])
-    for part, some in zip(whole.split(step), places.split(step), strict=True):
+    for part, some in zip(torch.split(whole, step), torch.split(factors, step), strict=True):
         long = part.to(torch.int64)
         sums[:, 0] += long.sum(0)
         sums[:, 1] += (long * some[:, None]).sum(0)
@@ -113,17 +127,19 @@ def column_word_sums(weight: torch.Tensor) -> torch.Tensor:
 def changed_column(weight: torch.Tensor, column: int, clean_sums: torch.Tensor) -> ChangedColumn | None:
     """Compare a column's words with the sums taken when they were clean (`column_word_sums`); None where they agree.
 
-    One changed word is found and told to the bit, however many of its bits changed. Two or more look like one only where
-    their changes' weighted mean is a whole row and what it leaves fits the word there.
+    One changed word is found and told to the bit, however many of its bits changed: its row is the only one whose
+    multiplier makes the weighted sum of the plain one. Several look like one of a given row with chance 2^-32 at most,
+    were the multipliers drawn at random (see `lines`); where more than one row fits, none is named.
     """
     now = column_word_sums(weight[:, column : column + 1])[0]
-    plain, weighted = (now - clean_sums[column].to(now.device)).tolist()
-    if plain == weighted == 0:
+    plain, weighted = now - clean_sums[column].to(now.device)
+    if not bool(plain) and not bool(weighted):
         return None
     own = _integers(weight)
-    if plain != 0 and weighted % plain == 0 and 1 <= weighted // plain <= len(weight):
-        row = weighted // plain - 1
-        clean = int(own[row, column]) - plain
+    rows = (multipliers(len(own), device=own.device) * plain == weighted).nonzero()[:, 0].tolist()
+    if bool(plain) and len(rows) == 1:
+        (row,) = rows
+        clean = int(own[row, column]) - int(plain)
         span = torch.iinfo(own.dtype)
         if span.min <= clean <= span.max:
             return ChangedColumn(column, row, clean)

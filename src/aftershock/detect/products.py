@@ -5,128 +5,75 @@ Abraham, IEEE Trans. Computers C-33, 1984). Where A has K columns, B has N and s
 most (u: unit roundoffs of sums and of outputs; each rounding within +-u of its result, uniform, hence 1 / sqrt 3)
 
     sigma_i = [ u_out |C_i|                          outputs rounded when they are stored
-              + u_out R |A_i|                        equal columns of B: their outputs round alike
-              + u_sum sqrt(|B|_F^2 + R^2 + |s|^2) |A_i|   partial sums that wander, of the product and of A_i . s
+              + u_sum sqrt(|B|_F^2 + |s|^2) |A_i|   partial sums that wander, of the product and of A_i . s
               + u_sum (sqrt K + sqrt log2 N) |C_i|   partial sums that grow steadily to C_ij; the tree that adds a row
               + u_sum sqrt 8 |A_i . s|               the two trees that grow to A_i . s
               + u_sum sqrt K |b| ] / sqrt 3          a bias that sums begin at
 
-in Euclidean norms, with R^2 = sum_j (m_j - 1) |B_j|^2 over columns that are there m_j times. It is taken that addends
-come in an order that has nothing to do with their sizes: the sum of the first m of K is m/K C_ij, plus a wandering part
-of size |A_i| |B_j| sqrt(m) / K. T_i is `sigmas` of them, the drift of sums that are cut off, `drift` K |A_i . s|, which
-has the sign of each sum and so adds up to that of the row, and a floor for what is too small to be rounded by a
-relative amount.
+in Euclidean norms. It is taken that addends come in an order that has nothing to do with their sizes: the sum of the
+first m of K is m/K C_ij, plus a wandering part of size |A_i| |B_j| sqrt(m) / K. T_i is `sigmas` of them, the drift of
+sums that are cut off, `drift` K |A_i . s|, which has the sign of each sum and so adds up to that of the row, and a
+floor for what is too small to be rounded by a relative amount. Outputs that are nearly equal round alike, not
+independently: those of a weight with many such rows are added up with signs (`linear_checksum`).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log2, sqrt
 
 import torch
 
+from aftershock.detect.linear_checksum import LinearChecksum
 from aftershock.detect.rounding import Rounding
 
-_AT_ONCE = 1 << 22
-"""Weights that are held in fp64 at one time."""
+_ROOM = 1 + 2.0**-6
+"""By how much stored outputs may exceed their exact norm's bound: four times the unit roundoff of bfloat16."""
 
 _NORMS_FROM = 2.0**-60
 """Values below this may be lost from a norm: their squares underflow in fp32."""
 
 
 @dataclass(frozen=True)
-class LinearChecksum:
-    """What a linear layer's outputs are checked against; of its weight W, shape (outputs, inputs), and bias.
-
-    `sums` and `weighted`, shape (inputs,), are W's columns summed, plain and times 1 to `outputs`; `norm` and
-    `sums_norm` the norms of W (Frobenius) and of `sums`; `repeated` is R of the module's formula; `bias_sum`,
-    `weighted_bias` and `bias_norm` are the bias's. All are fp32 where the weight is, 0-d but for the first two; sums
-    were taken in fp64 of the stored words.
-    """
-
-    sums: torch.Tensor
-    weighted: torch.Tensor
-    norm: torch.Tensor
-    sums_norm: torch.Tensor
-    repeated: torch.Tensor
-    bias_sum: torch.Tensor
-    weighted_bias: torch.Tensor
-    bias_norm: torch.Tensor
-    outputs: int
-
-
-@dataclass(frozen=True)
 class Tolerance:
     """A row's threshold as a sum: `inputs` |A_i| + `outputs` |C_i| + `expected` |A_i . s| + `floor`.
 
-    `inputs` and `floor` are fp32 tensors that go with rows' norms.
+    |C_i| never exceeds `norm` |A_i| + `offset` in a clean row (Cauchy and Schwarz): where it does the row is wrong,
+    whatever it adds up to, so that large errors that cancel neither hide nor widen their own threshold. Tensors are
+    fp32 and go with rows' norms.
     """
 
     inputs: torch.Tensor
     outputs: float
     expected: float
     floor: torch.Tensor
+    norm: torch.Tensor
+    offset: torch.Tensor
 
 
 @dataclass(frozen=True)
 class RowCheck:
-    """By how much rows' sums deviate from their checksums, and by how much they may: both fp32, shape (...)."""
+    """By how much rows' sums deviate from their checksums, and by how much they may: both fp32, shape (...); and, bool,
+    whether a row's outputs are `oversized`, larger than its inputs and the weight allow."""
 
     deviation: torch.Tensor
     threshold: torch.Tensor
+    oversized: torch.Tensor
 
     @property
     def wrong(self) -> torch.Tensor:
-        """Bool, shape (...): the deviation is beyond the threshold, or one of them is not finite."""
-        return ~((self.deviation.abs() <= self.threshold) & (self.threshold < torch.inf))
-
-
-@torch.no_grad()
-def linear_checksum(weight: torch.Tensor, bias: torch.Tensor | None = None) -> LinearChecksum:
-    """Checksum of a linear layer: `weight` of shape (outputs, inputs), `bias` (outputs,) or None, floating-point."""
-    outputs, inputs = weight.shape
-    places = torch.arange(1, outputs + 1, dtype=torch.float64, device=weight.device)
-    sums, weighted = (torch.zeros(inputs, dtype=torch.float64, device=weight.device) for _ in range(2))
-    squares, marks = [], []
-    step = max(1, _AT_ONCE // inputs)
-    # One number for each row, the same for equal rows; for others it is the same with a chance that can be neglected.
-    marker = torch.sin(torch.arange(1, inputs + 1, dtype=torch.float64, device=weight.device))
-    for part, some in zip(weight.split(step), places.split(step), strict=True):
-        exact = part.double()
-        sums += exact.sum(0)
-        weighted += some @ exact
-        squares.append(exact.square().sum(1))
-        marks.append((exact * marker).sum(1))
-    of_rows = torch.cat(squares)
-    shift = torch.zeros_like(places) if bias is None else bias.double()
-    return LinearChecksum(
-        sums=sums.float(),
-        weighted=weighted.float(),
-        norm=of_rows.sum().sqrt().float(),
-        sums_norm=torch.linalg.vector_norm(sums).float(),
-        repeated=_repeated(torch.cat(marks), shift, of_rows).float(),
-        bias_sum=shift.sum().float(),
-        weighted_bias=(places @ shift).float(),
-        bias_norm=torch.linalg.vector_norm(shift).float(),
-        outputs=outputs,
-    )
-
-
-def _repeated(marks: torch.Tensor, bias: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
-    _, which, counts = torch.stack([marks, bias], 1).unique(dim=0, return_inverse=True, return_counts=True)
-    return ((counts[which] - 1) * squares).sum().sqrt()
+        """Bool, shape (...): oversized, the deviation beyond the threshold, or one of them not finite."""
+        return ~((self.deviation.abs() <= self.threshold) & (self.threshold < torch.inf)) | self.oversized
 
 
 def tolerance(checksum: LinearChecksum, rounding: Rounding) -> Tolerance:
     """The tolerance of a linear layer's rows: 0-d tensors, which stay as they are while the weight does."""
-    norm = (checksum.norm.square() + checksum.repeated.square()).sqrt()
-    made = _tolerance(norm, checksum.sums_norm, len(checksum.sums), checksum.outputs, rounding)
-    deviations = rounding.sigmas / sqrt(3)
-    from_bias = deviations * rounding.accumulation * sqrt(len(checksum.sums)) * checksum.bias_norm
-    return Tolerance(
-        inputs=made.inputs + deviations * rounding.output * checksum.repeated,
-        outputs=made.outputs,
-        expected=made.expected,
-        floor=made.floor + from_bias,
+    inputs = len(checksum.sums)
+    made = _tolerance(checksum.norm, checksum.sums_norm, inputs, checksum.outputs, rounding)
+    # |A_i . s| is at most what is expected of the row, bias included, and the bias's own sum.
+    of_bias = (
+        rounding.sigmas / sqrt(3) * rounding.accumulation * sqrt(inputs) * checksum.bias_norm
+        + made.expected * checksum.bias_sum.abs()
     )
+    return replace(made, floor=made.floor + of_bias, norm=checksum.norm, offset=checksum.bias_norm)
 
 
 def _tolerance(norm: torch.Tensor, sums_norm: torch.Tensor, inputs: int, outputs: int, rounding: Rounding) -> Tolerance:
@@ -140,6 +87,8 @@ def _tolerance(norm: torch.Tensor, sums_norm: torch.Tensor, inputs: int, outputs
         outputs=of_outputs,
         expected=of_sums * sqrt(8) + rounding.drift * inputs,
         floor=of_inputs * (sqrt(inputs) * _NORMS_FROM) + sqrt(outputs) * smallest,
+        norm=norm,
+        offset=torch.zeros_like(norm),
     )
 
 
@@ -150,9 +99,15 @@ def _depth(count: int) -> float:
 
 def check_rows(inputs: torch.Tensor, outputs: torch.Tensor, checksum: LinearChecksum, rounding: Rounding) -> RowCheck:
     """Check a linear layer's `outputs`, shape (..., N), for `inputs`, shape (..., K): one check a row."""
-    return compared(
-        expected_sums(inputs, checksum.sums) + checksum.bias_sum, inputs, outputs, tolerance(checksum, rounding)
-    )
+    expected = expected_sums(inputs, checksum.sums) + checksum.bias_sum
+    return compared(expected, inputs, signed(outputs, checksum), tolerance(checksum, rounding))
+
+
+def signed(outputs: torch.Tensor, checksum: LinearChecksum) -> torch.Tensor:
+    """`outputs`, shape (..., N), with the signs that the checksum gives them, or as they are."""
+    if checksum.signs is None:
+        return outputs
+    return torch.mul(outputs, checksum.signs)
 
 
 def expected_sums(inputs: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
@@ -162,17 +117,24 @@ def expected_sums(inputs: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
 
 def compared(expected: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor, allowed: Tolerance) -> RowCheck:
     """Row sums of `outputs`, shape (..., N), against what is `expected` of them, fp32 (...); of `inputs` (..., K)."""
+    size, found = _norm(inputs), _norm(outputs)
+    largest = _ROOM * (allowed.norm * size + allowed.offset)
     threshold = (
-        allowed.inputs * _norm(inputs)
-        + allowed.outputs * _norm(outputs)
+        allowed.inputs * size
+        + allowed.outputs * torch.minimum(found, largest)
         + allowed.expected * expected.abs()
         + allowed.floor
     )
-    return RowCheck(expected - outputs.sum(-1, dtype=torch.float32), threshold)
+    return RowCheck(
+        deviation=expected - outputs.sum(-1, dtype=torch.float32),
+        threshold=threshold,
+        oversized=found > largest + allowed.floor,
+    )
 
 
 def _norm(values: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32)
+    norm: torch.Tensor = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float32)
+    return norm
 
 
 def check_product(left: torch.Tensor, right: torch.Tensor, product: torch.Tensor, rounding: Rounding) -> RowCheck:
@@ -184,9 +146,9 @@ def check_product(left: torch.Tensor, right: torch.Tensor, product: torch.Tensor
     norm = torch.linalg.vector_norm(right, dim=(-2, -1), dtype=torch.float32)[..., None]
     sums_norm = _norm(sums)[..., None]
     # The checksum itself is summed in fp32 here: the tree's depth, and its growth, for each of its K sums.
-    allowed = _tolerance(
-        norm * (1 + _depth(right.shape[-1])), sums_norm * (1 + sqrt(2)), right.shape[-2], right.shape[-1], rounding
-    )
+    inputs, outputs = right.shape[-2:]
+    summed = norm * (1 + _depth(outputs)), sums_norm * (1 + sqrt(2))
+    allowed = replace(_tolerance(*summed, inputs, outputs, rounding), norm=norm)
     return compared(expected_sums(left, sums.unsqueeze(-2)), left, product, allowed)
 
 

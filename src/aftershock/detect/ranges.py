@@ -11,7 +11,8 @@ import torch
 
 @dataclass(frozen=True)
 class Bounds:
-    """Least and largest value, fp32, of a shape that broadcasts with values: 0-d, or one for each channel."""
+    """Least and largest value, fp32 (float64 for such values), of a shape that broadcasts with values: 0-d, or one for
+    each channel."""
 
     lowest: torch.Tensor
     highest: torch.Tensor
@@ -30,10 +31,15 @@ class Bounds:
         )
 
 
+def dtype_of_bounds(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of bounds of values of `dtype`: fp32, or theirs where it is wider."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def bounds_of(values: torch.Tensor) -> Bounds:
-    """Bounds of all `values`, of any shape; values that are not finite are left out. Without any finite value nothing is
-    within: (inf, -inf)."""
-    finite, known = values.float(), values.isfinite()
+    """Bounds of all `values`, of any shape; values that are not finite are left out. Without any finite value nothing
+    is within: (inf, -inf)."""
+    finite, known = values.to(dtype_of_bounds(values.dtype)), values.isfinite()
     return Bounds(
         torch.where(known, finite, torch.inf).amin(),
         torch.where(known, finite, -torch.inf).amax(),
@@ -42,7 +48,7 @@ def bounds_of(values: torch.Tensor) -> Bounds:
 
 def bounds_by_channel(values: torch.Tensor) -> Bounds:
     """The same for each of the last dimension's channels: from shape (..., channels) to (channels,)."""
-    rows = values.flatten(0, -2).float()
+    rows = values.flatten(0, -2).to(dtype_of_bounds(values.dtype))
     known = rows.isfinite()
     return Bounds(
         torch.where(known, rows, torch.inf).amin(0),

@@ -36,16 +36,16 @@ _FP32_UNIT = 2.0**-24
 _TENSOR_CORE_UNIT = 2.0**-23
 """A sum that is cut off errs by up to a whole last place."""
 
-_TENSOR_CORE_DRIFT = 2.0**-28
-"""Tensor cores cut off once for 16 addends, by half a last place, 2^-24, on average, of a sum that is, on average,
-half grown: 2^-29 for each addend. Twice that, as sums are aligned to their largest addend too."""
+_TENSOR_CORE_DRIFT = 2.0**-26
+"""Measured on an H200 (cuBLAS, bf16 and fp16, 1 to 4,096 rows, 64 to 28,672 positive addends): 1.72 x 2^-28 of the
+sum for each addend at most; 2.3 times that."""
 
 
 def rounding_of(dtype: torch.dtype, device_type: str) -> Rounding:
     """How products with results of type `dtype` round on devices of a type ("cpu" or "cuda"): sums in fp32.
 
     Raises InputError where no constants are known: fp8, whose sums tensor cores keep in fewer bits than fp32, fp32
-    that is computed in TF32, and devices that were not calibrated.
+    products that torch may compute in fewer bits, and devices that were not calibrated.
     """
     if device_type not in ("cpu", "cuda"):
         raise InputError(f"rounding on devices of type {device_type!r} was not calibrated: check on cpu or cuda")
@@ -55,10 +55,10 @@ def rounding_of(dtype: torch.dtype, device_type: str) -> Rounding:
             "check products that give float32, float16 or bfloat16 of operands of those types"
         )
     if dtype == torch.float32:
-        if device_type == "cuda" and torch.backends.cuda.matmul.allow_tf32:
+        if torch.get_float32_matmul_precision() != "highest":
             raise InputError(
-                "float32 products in TF32 have no rounding threshold: "
-                "set torch.backends.cuda.matmul.allow_tf32 = False, or use bfloat16"
+                "float32 products of less than float32's precision (TF32) have no rounding threshold: "
+                'call torch.set_float32_matmul_precision("highest"), or use bfloat16'
             )
         return Rounding(_FP32_UNIT, 0.0, 0.0, torch.finfo(dtype).smallest_normal)
     info = torch.finfo(dtype)

@@ -17,7 +17,7 @@ from aftershock.models.components import (
 from aftershock.models.demo import DemoModel, demo_models, pull
 from aftershock.models.devices import devices_of, share_gpus
 from aftershock.models.hashing import model_hash
-from aftershock.models.integer import integer_product, projections_to_integers
+from aftershock.models.integer import Int8Linear, integer_product, projections_to_integers
 from aftershock.models.loading import Arithmetic, Attention, LoadedModel, load, save
 from aftershock.models.mapping import ARCHITECTURES, component_map, output_tensor
 from aftershock.models.passes import (
@@ -62,6 +62,7 @@ __all__ = [
     "Generated",
     "HeadPart",
     "HeadSite",
+    "Int8Linear",
     "LiveWords",
     "LoadedModel",
     "ModelWords",

@@ -2,22 +2,31 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from aftershock.errors import InputError
 from aftershock.hardware import Scheme, SystolicArray
+from aftershock.protect.given import (
+    known_components,
+    require_bounds,
+    require_finite,
+    require_kind,
+    require_names,
+    require_one_of,
+)
 
 Action = Literal["count", "log", "recover", "zero", "raise"]
 """What is done about values that are wrong.
 
 count    nothing; how many is kept on the device, and nothing is read back until it is asked for
 log      an `Event` is written as well
-recover  they are computed again; where that is wrong too the weight is put back from a `Backup` or a `Scrub`, and they
-         are computed once more
+recover  they are computed again; where that is wrong too the weight is put back, from exact sums of its words, or from
+         a `Backup` or a `Scrub` where these don't tell, and they are computed once more
 zero     they become 0 (ThunderVolt)
 raise    `CorruptionError` ends the pass
 
-All but `count` read one flag a check, which on a GPU waits for it.
+On a GPU `count` waits for nothing and `recover` reads one flag a pass: one that was wrong is run once more, and checks
+then act at once. The others read one flag a check.
 """
 
 Limit = Literal["count", "clamp", "zero"]
@@ -33,7 +42,8 @@ class Checksum:
 
     `components`: those of `PRODUCTS` to check; of products that several share all are. `scheme`, for models that
     compute in integers, says which tiles of an `array` are computed again, in place of the rows that are wrong:
-    `hardware.StatisticalABFT` and others.
+    `hardware.StatisticalABFT` and others. Tiles are checked as the array does, against the operands that it read: only
+    errors of the product itself are seen, and a wrong weight is not. The action is then "recover".
     """
 
     components: tuple[str, ...] = PRODUCTS
@@ -43,6 +53,29 @@ class Checksum:
 
     def __post_init__(self) -> None:
         known_components(self.components, PRODUCTS)
+        require_one_of(self.action, "action", get_args(Action))
+        require_kind(self.array, "array", SystolicArray)
+        if self.scheme is None:
+            return
+        require_kind(self.scheme, "scheme", Scheme)
+        if self.action != "recover":
+            raise InputError(f"a scheme recovers by itself, so the action can't be {self.action!r}: leave one out")
+
+
+@dataclass(frozen=True)
+class FusedChecksum:
+    """The same check by the steps that stand between the products of Llama's layers anyway, norms, rotations and gates:
+    nearly free on a GPU, also in CUDA graphs and under `torch.compile`. It only tells which rows were wrong.
+
+    Products that read the same input (q, k and v; gate and up) are checked as one where any of them is asked for. On
+    CUDA steps round as their kernels add, not as transformers does: clean outputs differ in last places there. Between
+    layers goes a `detect.Stream`, so that nothing else may hook whole layers.
+    """
+
+    components: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+
+    def __post_init__(self) -> None:
+        known_components(self.components, ("q", "k", "v", "o", "gate", "up", "down"))
 
 
 @dataclass(frozen=True)
@@ -67,9 +100,8 @@ class RangeGuard:
     limit: Limit = "clamp"
 
     def __post_init__(self) -> None:
-        for module, (low, high) in self.bounds.items():
-            if not low <= high:
-                raise InputError(f"the bounds of {module} are {low} and {high}: give the lower one first, both numbers")
+        require_bounds(self.bounds)
+        require_one_of(self.limit, "limit", get_args(Limit))
 
 
 @dataclass(frozen=True)
@@ -83,8 +115,9 @@ class FirstTokenBounds:
 
     def __post_init__(self) -> None:
         known_components(self.components, PRODUCTS)
-        if not self.factor >= 1:
-            raise InputError(f"a factor of {self.factor} would clamp what the first pass itself gave: give 1 or more")
+        # Less would clamp what the first pass itself gave.
+        require_finite(self.factor, "factor", 1)
+        require_one_of(self.limit, "limit", get_args(Limit))
 
 
 @dataclass(frozen=True)
@@ -96,6 +129,7 @@ class FiniteScreen:
 
     def __post_init__(self) -> None:
         known_components(self.components, PRODUCTS)
+        require_one_of(self.limit, "limit", get_args(Limit))
 
 
 @dataclass(frozen=True)
@@ -106,16 +140,31 @@ class Scrub:
     every: int = 1
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise InputError(f"a scrub before each {self.every}-th pass is none: give 1 or more")
+        require_kind(self.every, "every", int)
+        require_finite(self.every, "every", 1)
 
 
 @dataclass(frozen=True)
 class Backup:
     """Copies of parameters, by name, are written back before every pass. Costs their memory once more, and a pass over
-    them; nothing waits for the device."""
+    them; nothing waits for the device. Buffers, as weights in integers are, can't be named."""
 
     parameters: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        require_names(self.parameters, "parameters")
+
+
+@dataclass(frozen=True)
+class Ecc:
+    """Check words of parameters, by name, correct before every pass any single flipped bit of a code word of 64 and see
+    any two, as ECC memory does (SEC-DED). Costs an eighth of their memory, a pass over them, and waits for the
+    device. Buffers, as weights in integers are, can't be named."""
+
+    parameters: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        require_names(self.parameters, "parameters")
 
 
 @dataclass(frozen=True)
@@ -134,16 +183,19 @@ class Int8:
 
     def __post_init__(self) -> None:
         known_components(self.components, ("q", "k", "v", "o", "gate", "up", "down", "fc1", "fc2"))
+        require_names(self.calibration, "texts of the calibration")
 
 
 Protection = (
-    Checksum | Duplication | RangeGuard | FirstTokenBounds | FiniteScreen | Scrub | Backup | DualFirstToken | Int8
+    Checksum
+    | FusedChecksum
+    | Duplication
+    | RangeGuard
+    | FirstTokenBounds
+    | FiniteScreen
+    | Scrub
+    | Backup
+    | Ecc
+    | DualFirstToken
+    | Int8
 )
-
-
-def known_components(components: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Raise InputError where one is not known, or none is given."""
-    unknown = [one for one in components if one not in known]
-    if unknown or not components:
-        what = f"{', '.join(unknown)} can't be protected so" if unknown else "no component is named"
-        raise InputError(f"{what}: choose from {', '.join(known)}")

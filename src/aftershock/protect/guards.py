@@ -5,10 +5,12 @@ from typing import Any, Protocol
 
 import torch
 
+from aftershock.detect import Bounds, bounds_of, clamped, outside
 from aftershock.hardware import Scheme, SystolicArray
 from aftershock.models import output_tensor
 from aftershock.numerics import words
 from aftershock.protect.configs import Action, Limit
+from aftershock.protect.passes import Alarm
 from aftershock.protect.tally import CorruptionError, Event, Tally
 from aftershock.protect.tiles import recover
 
@@ -28,22 +30,27 @@ class Product(Protocol):
         ...
 
     def mend(self) -> bool:
-        """Put the clean weight back from wherever it is kept; whether anything was."""
+        """Put the clean weight back, from its own sums or from wherever it is kept; whether anything was."""
         ...
 
 
 class RowGuard:
     """Checks the rows of a product in each call, and does what its action says."""
 
-    def __init__(self, product: Product, action: Action, tally: Tally, events: list[Event]) -> None:
-        self._product, self._action = product, action
+    def __init__(self, product: Product, action: Action, tally: Tally, events: list[Event], alarm: Alarm) -> None:
+        self._product, self._action, self._alarm = product, action, alarm
         self._tally, self._events = tally, events
 
     def __call__(self, module: Module, inputs: Inputs, output: torch.Tensor) -> torch.Tensor | None:
         """As a forward hook: what is to be used in the output's place, None for the output itself."""
         wrong = self._product.wrong(inputs, output)
         self._tally.see(wrong)
-        if self._action == "count" or not bool(wrong.any()):
+        if self._action == "count":
+            return None
+        if self._action == "recover" and self._alarm.deferred:
+            self._alarm.tell(wrong)
+            return None
+        if not bool(wrong.any()):
             return None
         return self._act(inputs, output, wrong)
 
@@ -104,44 +111,43 @@ class TwiceGuard:
 
 
 class RangeHook:
-    """Values of an output outside [`low`, `high`] (0-d tensors of its dtype), counted and limited; NaN lies outside."""
+    """Values of an output outside bounds, counted and limited; NaN lies outside."""
 
-    def __init__(self, low: torch.Tensor, high: torch.Tensor, limit: Limit, tally: Tally) -> None:
-        self.low, self.high = low, high
+    def __init__(self, bounds: Bounds, limit: Limit, tally: Tally) -> None:
+        self.bounds = bounds
         self._limit, self._tally = limit, tally
 
-    def __call__(self, module: Module, inputs: Inputs, output: Any) -> torch.Tensor | None:
+    def __call__(self, module: Module, inputs: Inputs, output: Any) -> Any:
         """As a forward hook: the limited output, None where values are only counted."""
         values = output_tensor(output)
-        outside = ~((values >= self.low) & (values <= self.high))
-        self._tally.see(outside)
+        beyond = outside(values, self.bounds)
+        self._tally.see(beyond)
         if self._limit == "count":
             return None
-        nearest = (
-            values.clamp(self.low, self.high).nan_to_num(0.0) if self._limit == "clamp" else torch.zeros_like(values)
-        )
-        return torch.where(outside, nearest, values)
+        limited = clamped(values, self.bounds) if self._limit == "clamp" else values.masked_fill(beyond, 0)
+        return _with_tensor(output, limited)
 
 
 class FirstTokenHook(RangeHook):
-    """The same with bounds that the first pass of a generation sets; `first` tells whether this pass is one.
+    """The same with bounds that the first pass of a generation sets; `first` tells whether this pass is one."""
 
-    Bounds lie `factor` times as far from 0 as the smallest and the largest value, or, where these lie on the other side
-    of it, at their factor-th part: FT2 multiplies, which would move such a bound inwards.
-    """
-
-    def __init__(
-        self, like: torch.Tensor, factor: float, limit: Limit, tally: Tally, first: Callable[[], bool]
-    ) -> None:
-        super().__init__(torch.full_like(like, -torch.inf), torch.full_like(like, torch.inf), limit, tally)
+    def __init__(self, bounds: Bounds, factor: float, limit: Limit, tally: Tally, first: Callable[[], bool]) -> None:
+        """`bounds` are where those of each first pass are put."""
+        super().__init__(bounds, limit, tally)
         self._factor, self._first = factor, first
 
-    def __call__(self, module: Module, inputs: Inputs, output: Any) -> torch.Tensor | None:
+    def __call__(self, module: Module, inputs: Inputs, output: Any) -> Any:
         """As a forward hook."""
         if not self._first():
             return super().__call__(module, inputs, output)
-        values = output_tensor(output).nan_to_num(0.0, posinf=torch.inf, neginf=-torch.inf)
-        low, high, factor = values.amin(), values.amax(), self._factor
-        self.low.copy_(torch.where(low < 0, low * factor, low / factor))
-        self.high.copy_(torch.where(high > 0, high * factor, high / factor))
-        return values
+        values = output_tensor(output)
+        found = bounds_of(values).stretched(self._factor)
+        known = found.lowest <= found.highest  # without a finite value nothing is known, and nothing is limited
+        self.bounds.lowest.copy_(found.lowest.where(known, -torch.inf))
+        self.bounds.highest.copy_(found.highest.where(known, torch.inf))
+        return _with_tensor(output, torch.where(values.isnan(), torch.zeros_like(values), values))
+
+
+def _with_tensor(output: Any, tensor: torch.Tensor) -> Any:
+    """What a module returned, with `tensor` in the place of `output_tensor`'s."""
+    return (tensor, *output[1:]) if isinstance(output, tuple) else tensor

@@ -5,7 +5,7 @@ from types import TracebackType
 
 from aftershock.errors import InputError
 from aftershock.models import LoadedModel
-from aftershock.protect.attach import attach
+from aftershock.protect.attach import Attached, attach
 from aftershock.protect.configs import Protection
 from aftershock.protect.sites import Coverage
 from aftershock.protect.tally import Counts, Event
@@ -34,77 +34,81 @@ class Protected:
     """
 
     def __init__(self, model: LoadedModel, protections: Sequence[Protection]) -> None:
+        if not isinstance(model, LoadedModel):
+            raise InputError(f"a {type(model).__name__} can't be protected: give what `aftershock.load` gives")
+        if not isinstance(protections, Sequence):
+            raise InputError(f"protections are given as a list: put {type(protections).__name__} into one")
         if not protections:
             raise InputError("nothing is asked for: give at least one protection")
         if hasattr(model.module, _MARK):
             raise InputError(f"{model.spec} is protected already: give all protections at once, or remove the first")
         self._given, self._protections = model, tuple(protections)
         self.events: list[Event] = []
-        self._attached = attach(model, self._protections, self.events)
+        self._attached: Attached | None = attach(model, self._protections, self.events)
         setattr(model.module, _MARK, True)
-        self._active = True
 
     @property
     def model(self) -> LoadedModel:
         """The model to use."""
-        return self._attached.model
+        return self._there().model
 
     @property
     def coverage(self) -> tuple[Coverage, ...]:
         """Every product of the model, with the protections that it has, or why it can't have any."""
-        self._require_active()
-        sites = self._attached.sites
+        attached = self._there()
         names = {
-            site: tuple(tally.protection for tally in self._attached.tallies if tally.site == site)
-            for site in sites.all
+            site: tuple(tally.protection for tally in attached.tallies if tally.site == site)
+            for site in attached.sites.all
         }
         return (
             *(Coverage(site, own) for site, own in names.items()),
-            *(Coverage(site, (), reason) for site, reason in sites.unsupported),
+            *(Coverage(site, (), reason) for site, reason in attached.sites.unsupported),
         )
 
     @property
     def extra_bytes(self) -> int:
         """Memory that copies of parameters take."""
-        return sum(copies.nbytes for copies in self._attached.copies)
+        return sum(copies.nbytes for copies in self._there().copies)
 
     def report(self) -> tuple[Counts, ...]:
         """What each protection saw at each site since the beginning or the last `reset`. Waits for the device."""
-        self._require_active()
-        return tuple(tally.read() for tally in self._attached.tallies)
+        return tuple(tally.read() for tally in self._there().tallies)
 
     def reset(self) -> None:
         """Count from 0 again, and forget the events."""
-        self._require_active()
-        for tally in self._attached.tallies:
+        attached = self._there()
+        for tally in attached.tallies:
             tally.reset()
+        attached.alarm.clear()
         self.events.clear()
 
     def renew(self) -> None:
         """Take checksums, copies and fingerprints anew, of words that were changed on purpose, and count from 0.
-        Without it a changed weight is taken for a corrupted one."""
-        self._require_active()
-        self._attached.undo.close()
+        Without it a changed weight is taken for a corrupted one. Where it fails the protections are removed."""
+        self.remove()
         self.events.clear()
         self._attached = attach(self._given, self._protections, self.events)
+        setattr(self._given.module, _MARK, True)
 
     def remove(self) -> None:
-        """Take all protections away. Raises InputError where that was done before."""
-        self._require_active()
-        self._attached.undo.close()
-        delattr(self._given.module, _MARK)
-        self._active = False
+        """Take all protections away, and let go of what they kept. Raises InputError where that was done before."""
+        attached, self._attached = self._there(), None
+        try:
+            attached.undo.close()
+        finally:
+            delattr(self._given.module, _MARK)
 
     def __enter__(self) -> "Protected":
-        self._require_active()
+        self._there()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._active:
+        if self._attached is not None:
             self.remove()
 
-    def _require_active(self) -> None:
-        if not self._active:
+    def _there(self) -> Attached:
+        if self._attached is None:
             raise InputError("these protections were removed: protect the model again")
+        return self._attached

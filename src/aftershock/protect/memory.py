@@ -51,17 +51,26 @@ class ScrubbedWords:
         return mended
 
 
+def parameters_named(module: torch.nn.Module, names: Sequence[str]) -> list[torch.nn.Parameter]:
+    """A module's parameters by name. Raises InputError for a name that is none."""
+    known = dict(module.named_parameters(remove_duplicate=False))
+    if unknown := [name for name in names if name not in known]:
+        if unknown[0] in dict(module.named_buffers(remove_duplicate=False)):
+            raise InputError(
+                f"{unknown[0]} is a buffer, as weights in integers are, and only parameters are kept so: "
+                "leave it out, or use Scrub, which looks at both"
+            )
+        raise InputError(f"the model has no parameter {unknown[0]}: give one of those that named_parameters lists")
+    return [known[name] for name in names]
+
+
 class CopiedWords:
     """Copies of parameters as they are now, written back before each pass."""
 
     def __init__(self, module: torch.nn.Module, parameters: Sequence[str]) -> None:
         """Raises InputError for a name that is none."""
-        known = dict(module.named_parameters(remove_duplicate=False))
-        if unknown := [name for name in parameters if name not in known]:
-            raise InputError(
-                f"the model has no parameter {unknown[0]}: name those of its state, as `Backup` takes them"
-            )
-        self._kept = [(words(known[name].detach()), words(known[name].detach()).clone()) for name in parameters]
+        own = [words(one.detach()) for one in parameters_named(module, parameters)]
+        self._kept = [(one, one.clone()) for one in own]
         self.tallies = tuple(
             Tally(Site(name, "parameter", None), "Backup", own.device)
             for name, (own, _) in zip(parameters, self._kept, strict=True)

@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 
+from aftershock.detect import Bounds, bounds_of
 from aftershock.errors import InputError
 from aftershock.models import LoadedModel, output_tensor
-from aftershock.protect.configs import PRODUCTS, known_components
+from aftershock.protect.configs import PRODUCTS
+from aftershock.protect.given import known_components
 
 
 @torch.inference_mode()
@@ -24,15 +26,13 @@ def observe_bounds(
 
     Raises InputError where no tokens are given, or clean outputs are not finite.
     """
-    known_components(tuple(components), PRODUCTS)
-    lowest: dict[str, torch.Tensor] = {}
-    highest: dict[str, torch.Tensor] = {}
+    known_components(components, PRODUCTS)
+    found: dict[str, Bounds] = {}
 
     def watch(name: str) -> Callable[..., None]:
         def see(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-            low, high = output_tensor(output).aminmax()
-            lowest[name] = torch.minimum(lowest.get(name, low), low)
-            highest[name] = torch.maximum(highest.get(name, high), high)
+            own = bounds_of(output_tensor(output))
+            found[name] = found[name].joined(own) if name in found else own
 
         return see
 
@@ -41,11 +41,13 @@ def observe_bounds(
         for name in chosen:
             hooks.callback(model.module.get_submodule(name).register_forward_hook(watch(name)).remove)
         for ids in tokens:
+            if ids.ndim != 2:
+                raise InputError(f"tokens have shape {tuple(ids.shape)}: give them as (rows, tokens)")
             model.module(input_ids=ids.to(model.device), use_cache=False)
-    if not lowest:
+    if not found:
         raise InputError("no bounds were observed: give some tokens, and components that the model has")
-    bounds = {name: (float(lowest[name]), float(highest[name])) for name in lowest}
+    bounds = {name: (float(own.lowest), float(own.highest)) for name, own in found.items()}
     for name, (low, high) in bounds.items():
-        if not abs(low) + abs(high) < float("inf"):
-            raise InputError(f"{name} gives {low} to {high} on clean text, which bounds nothing: leave it out")
+        if not low <= high:
+            raise InputError(f"{name} gives no finite value on clean text: leave it out")
     return {name: (low - margin * (high - low), high + margin * (high - low)) for name, (low, high) in bounds.items()}

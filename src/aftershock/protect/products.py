@@ -7,11 +7,14 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from aftershock.detect import (
+    changed_column,
     check_product,
     check_rows,
+    column_word_sums,
     integer_deviations_from,
     integer_row_deviations,
     linear_checksum,
+    put_back,
     rounding_of,
 )
 from aftershock.models import exact_sums, integer_product
@@ -20,17 +23,34 @@ from aftershock.protect.guards import Inputs
 Mend = Callable[[], bool]
 
 
+class KeptWords:
+    """Sums of a weight's words as they are now, which tell a changed word to the bit; `elsewhere` puts back what they
+    can't, two words of one column."""
+
+    def __init__(self, weight: torch.Tensor, elsewhere: Mend) -> None:
+        """`weight`: shape (outputs, inputs), a view of the parameter's own words."""
+        self._weight, self._elsewhere = weight, elsewhere
+        self._sums = column_word_sums(weight)
+
+    def mend(self) -> bool:
+        """Put changed words back, all of them where they can be told; whether any were."""
+        differing = (column_word_sums(self._weight) != self._sums).any(1).nonzero()[:, 0].tolist()
+        changes = [changed_column(self._weight, column, self._sums) for column in differing]
+        own = [put_back(self._weight, change) for change in changes if change is not None]
+        return (bool(own) and all(own)) or self._elsewhere() or any(own)
+
+
 class LinearProduct:
     """Y = X W^T + b of a linear module in floating point, against the checksum of its weight as it is now."""
 
     def __init__(self, module: torch.nn.Module, mend: Mend) -> None:
         """Raises InputError for a dtype that has no threshold."""
-        self._module, self.mend = module, mend
         linear: Any = module
-        weight: torch.Tensor = linear.weight
+        weight: torch.Tensor = linear.weight.detach()
         outputs_first = weight.T if isinstance(module, Conv1D) else weight
-        self._checksum = linear_checksum(outputs_first.detach(), linear.bias)
+        self._module, self._kept = module, KeptWords(outputs_first, mend)
         self._rounding = rounding_of(weight.dtype, weight.device.type)
+        self._checksum = linear_checksum(outputs_first, linear.bias)
 
     def wrong(self, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
         """As `Product` says."""
@@ -41,13 +61,17 @@ class LinearProduct:
         product: torch.Tensor = self._module.forward(inputs[0])
         return product
 
+    def mend(self) -> bool:
+        """As `Product` says."""
+        return self._kept.mend()
+
 
 class LinearSums:
     """The int32 sums of a linear map in integers, against the sums of its weight's columns as they are now: exact."""
 
     def __init__(self, weight: torch.Tensor, mend: Mend) -> None:
         """`weight`: int8, shape (outputs, inputs)."""
-        self.mend = mend
+        self._kept = KeptWords(weight, mend)
         self._checksum = weight.sum(0, dtype=torch.int64)
 
     def wrong(self, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
@@ -59,6 +83,10 @@ class LinearSums:
         """As `Product` says."""
         _, left, right = inputs
         return integer_product(left, right)
+
+    def mend(self) -> bool:
+        """As `Product` says."""
+        return self._kept.mend()
 
 
 class AttentionSums:
@@ -94,7 +122,9 @@ class AttentionProduct:
     def again(self, inputs: Inputs) -> torch.Tensor:
         """As `Product` says."""
         left, right = inputs
-        return torch.matmul(left, right)
+        # Not as `torch.matmul`, for which others may watch.
+        product: torch.Tensor = left @ right
+        return product
 
     def mend(self) -> bool:
         """Nothing is kept of what attention multiplies."""

@@ -27,12 +27,21 @@ def write_report(stored: StoredStudy, folder: Path) -> Path:
     return folder / "report.html"
 
 
-def replaced(folder: Path, texts: Mapping[str, str]) -> None:
+def require_writable(folder: Path) -> None:
+    """Raise InputError where a folder can't be written, or made, as far as can be told without writing."""
+    nearest = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not nearest.is_dir():
+        raise InputError(f"{nearest} is no folder: give another one for the report")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{nearest} can't be written: give another folder for the report, or change its rights")
+
+
+def replaced(folder: Path, contents: Mapping[str, str | bytes]) -> None:
     """Put files into a folder, each replaced whole or not at all. Raises InputError when it can't be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            _replace(folder / name, text)
+        for name, content in contents.items():
+            _replace(folder / name, content if isinstance(content, bytes) else content.encode("utf-8"))
     except OSError as error:
         raise InputError(
             f"the report can't be written to {folder} ({error.strerror}): "
@@ -40,11 +49,11 @@ def replaced(folder: Path, texts: Mapping[str, str]) -> None:
         ) from None
 
 
-def _replace(path: Path, text: str) -> None:
-    """Write beside the file and rename: a reader finds the old text or the new one, never half of it."""
+def _replace(path: Path, content: bytes) -> None:
+    """Write beside the file and rename: a reader finds the old content or the new one, never half of it."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_text(text, encoding="utf-8", newline="\n")
+        beside.write_bytes(content)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

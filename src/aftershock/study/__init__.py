@@ -21,7 +21,7 @@ from aftershock.study.hiring import process_crew, ray_crew, require_ray
 from aftershock.study.kept import Measure
 from aftershock.study.members import expand, is_campaign, table_of
 from aftershock.study.outlook import Outlook, estimate_seconds, outlook
-from aftershock.study.plan import Plan, make_plan
+from aftershock.study.plan import Plan, Trial, make_plan
 from aftershock.study.rates import Rate
 from aftershock.study.records import (
     DUE,
@@ -48,6 +48,7 @@ from aftershock.study.store import Store, StoredStudy, load_study
 from aftershock.study.summary import SdcRate, Summary, summarise
 from aftershock.study.swept import SweptRate
 from aftershock.study.takeaways import Takeaway, takeaways
+from aftershock.study.trial import trial_records
 from aftershock.study.verdict import Ranked, Verdict, verdict
 
 __all__ = [
@@ -95,6 +96,7 @@ __all__ = [
     "Summary",
     "SweptRate",
     "Takeaway",
+    "Trial",
     "TrialRecord",
     "Trust",
     "Verdict",
@@ -125,5 +127,6 @@ __all__ = [
     "table_of",
     "takeaways",
     "to_toml",
+    "trial_records",
     "verdict",
 ]

@@ -6,13 +6,24 @@ product of a block. What waits for that travels in a `Stream`.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
 
-from aftershock.detect.products import LinearChecksum
-from aftershock.detect.rounding import Rounding
-from aftershock.detect.row_parts import Bound, GateChecks, Kept, Made, NormChecks, Predicted, Summed, bound
+from aftershock.detect import LinearChecksum, Rounding
+from aftershock.protect.fused import plain_steps
+from aftershock.protect.fused.row_parts import (
+    UNSEEN,
+    Bound,
+    GateChecks,
+    Kept,
+    Made,
+    NormChecks,
+    Predicted,
+    Summed,
+    bound,
+)
 
 Angles = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines of positions, (1 or batch, tokens, head size) each, the same in both halves of a head."""
@@ -22,7 +33,7 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class Steps(Protocol):
-    """`plain_steps`, or `fused_steps` on CUDA."""
+    """`plain_steps`, or `triton_steps` on CUDA."""
 
     def add_norm(
         self, residual: torch.Tensor, delta: torch.Tensor | None, weight: torch.Tensor, eps: float, checks: NormChecks
@@ -48,6 +59,15 @@ class Steps(Protocol):
 
     def check_outputs(self, outputs: torch.Tensor, product: Predicted) -> None:
         """Check a product that no step reads."""
+
+
+def steps_on(device_type: str) -> Steps:
+    """The steps for devices of a type: one kernel each on CUDA where triton is installed, else torch's operations."""
+    if device_type == "cuda" and find_spec("triton") is not None:
+        from aftershock.protect.fused import triton_steps
+
+        return triton_steps
+    return plain_steps
 
 
 @dataclass(frozen=True)
@@ -78,10 +98,14 @@ class Guard:
         """The largest |D| / T so far, fp32 0-d: above 1 where a row was wrong."""
         return self.bound.strains.max()
 
+    def reset(self) -> None:
+        """Forget what was found."""
+        self.bound.strains.fill_(UNSEEN)
+
 
 def guard(checksum: LinearChecksum, rounding: Rounding) -> Guard:
-    """The guard of a linear layer, or of several that read the same input, from the checksum of their weights
-    together."""
+    """The guard of a linear layer, or of several that read the same input, from the checksum of their weights together.
+    Raises InputError as `bound` does."""
     return Guard(checksum.sums, bound(checksum, rounding))
 
 

@@ -1,11 +1,11 @@
 """The steps of a Llama-shaped decoder that check its products on the way, by torch's operations, on any device.
 
-Values are rounded where transformers rounds them. On CUDA `fused_steps` has the same functions as one kernel each.
+Values are rounded where transformers rounds them. On CUDA `triton_steps` has the same functions as one kernel each.
 """
 
 import torch
 
-from aftershock.detect.row_parts import Bound, GateChecks, Kept, Made, NormChecks, Predicted, judge
+from aftershock.protect.fused.row_parts import Bound, GateChecks, Kept, Made, NormChecks, Predicted, judge
 
 
 def add_norm(
@@ -58,12 +58,13 @@ def rotate(
     """Queries and keys turned by their positions, and values, (batch, heads, tokens, head size) each.
 
     `queries`, `keys` and `values` are (batch, tokens, heads x head size); `angles` are cosines and sines, (1 or batch,
-    tokens, head size), the same in both halves of a head. Keys and values are written into the cache that is `kept`, and the whole of it is given. Last
-    come sums and sums of squares of all three before they were turned, fp32 of shape (rows, parts, 2), where `checked`.
+    tokens, head size), the same in both halves of a head. Keys and values are written into the cache that is `kept`,
+    and the whole of it is given. Last come sums and sums of squares of all three before they were turned, fp32 of shape
+    (rows, parts, 2), where `checked`.
     """
     sums = _sums(queries) + _sums(keys) + _sums(values) if checked else None
     cosines, sines = (one.unsqueeze(1) for one in angles)
-    queries, keys, values = (one.unflatten(-1, (-1, head)).transpose(1, 2) for one in (queries, keys, values))
+    queries, keys, values = (one.reshape(*one.shape[:2], -1, head).transpose(1, 2) for one in (queries, keys, values))
     queries, keys = (one * cosines + _half_turned(one) * sines for one in (queries, keys))
     if kept is not None:
         columns = kept.column + torch.arange(keys.shape[2], device=keys.device)
@@ -89,7 +90,8 @@ def _sums(outputs: torch.Tensor) -> torch.Tensor:
 
 
 def _compare(predicted: torch.Tensor, sums: torch.Tensor, own: Bound) -> None:
-    judge(*predicted.sum(1).unbind(-1), *sums.sum(1).unbind(-1), own)
+    (dot, squares_in), (total, squares_out) = predicted.sum(1).unbind(-1), sums.sum(1).unbind(-1)
+    judge(dot, squares_in, total, squares_out, own)
 
 
 def _half_turned(values: torch.Tensor) -> torch.Tensor:

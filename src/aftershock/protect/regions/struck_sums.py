@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 
 import torch
 
@@ -9,7 +10,7 @@ from aftershock.errors import InputError
 from aftershock.models import LoadedModel
 
 Change = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""From the accumulator's number (layers in order), sums, left and right operand to the sums to go on with."""
+"""From the call's number, sums, left and right operand to the sums to go on with."""
 
 
 def accumulators(model: LoadedModel, component: str) -> tuple[str, ...]:
@@ -30,15 +31,14 @@ def accumulators(model: LoadedModel, component: str) -> tuple[str, ...]:
 
 @contextmanager
 def changed_sums(model: LoadedModel, component: str, change: Change) -> Iterator[None]:
-    """While open, all int32 sums of a component are what `change` makes of them."""
+    """While open, all int32 sums of a component are what `change` makes of them. Calls are counted: layer after layer,
+    pass after pass."""
+    calls = count()
 
-    def hook(number: int) -> Callable[..., torch.Tensor]:
-        return lambda _, operands, sums: change(number, sums, operands[1], operands[2])
+    def hook(_: torch.nn.Module, operands: tuple[torch.Tensor, ...], sums: torch.Tensor) -> torch.Tensor:
+        return change(next(calls), sums, operands[1], operands[2])
 
-    handles = [
-        model.module.get_submodule(name).register_forward_hook(hook(number))
-        for number, name in enumerate(accumulators(model, component))
-    ]
+    handles = [model.module.get_submodule(name).register_forward_hook(hook) for name in accumulators(model, component)]
     try:
         yield
     finally:

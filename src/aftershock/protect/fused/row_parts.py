@@ -4,18 +4,21 @@ from dataclasses import dataclass
 
 import torch
 
-from aftershock.detect.products import LinearChecksum, tolerance
-from aftershock.detect.rounding import Rounding
+from aftershock.detect import LinearChecksum, Rounding, tolerance
+from aftershock.errors import InputError
 
 SLOTS = 1024
 """Places that the rows of one check share in its strains."""
 
+UNSEEN = -1.0
+"""The strain of a place where no row was checked yet."""
+
 
 @dataclass(frozen=True)
 class Bound:
-    """One check's threshold, `inputs` |A| + `outputs` |C| + `expected` |A . s + `bias`| + `floor` for a row of inputs A and
-    outputs C, as of `Tolerance`; and where it keeps what it found: `strains`, fp32 of shape (SLOTS,), the largest
-    |D| / T so far, above 1 where a row was wrong. Row r goes to place r modulo SLOTS."""
+    """One check's threshold, `inputs` |A| + `outputs` |C| + `expected` |A . s + `bias`| + `floor` for a row of inputs A
+    and outputs C, as of `Tolerance`; and where it keeps what it found: `strains`, fp32 of shape (SLOTS,), the largest
+    |D| / T so far, above 1 where a row was wrong, UNSEEN where there was none. Row r goes to place r modulo SLOTS."""
 
     strains: torch.Tensor
     inputs: float
@@ -26,10 +29,18 @@ class Bound:
 
 
 def bound(checksum: LinearChecksum, rounding: Rounding) -> Bound:
-    """The bound of a linear layer's rows. Reads its numbers from the device once."""
+    """The bound of a linear layer's rows. Reads its numbers from the device once.
+
+    Raises InputError for a weight whose outputs are added up with signs.
+    """
+    if checksum.signs is not None:
+        raise InputError(
+            "many rows of this weight are nearly equal, so its outputs are added up with signs, which steps between "
+            "products don't do: check it with `check_rows`"
+        )
     allowed = tolerance(checksum, rounding)
     inputs, floor, bias = torch.stack([allowed.inputs, allowed.floor, checksum.bias_sum]).tolist()
-    strains = torch.zeros(SLOTS, dtype=torch.float32, device=checksum.sums.device)
+    strains = torch.full((SLOTS,), UNSEEN, dtype=torch.float32, device=checksum.sums.device)
     return Bound(strains, inputs, allowed.outputs, allowed.expected, floor, bias)
 
 
@@ -56,7 +67,8 @@ class Predicted:
 
 @dataclass(frozen=True)
 class Summed:
-    """A product whose output an earlier step added up: `sums`, fp32 of shape (rows, parts, 2), sums and sums of squares."""
+    """A product whose output an earlier step added up: `sums`, fp32 of shape (rows, parts, 2), sums and sums of
+    squares."""
 
     predicted: Predicted
     sums: torch.Tensor

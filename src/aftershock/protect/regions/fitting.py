@@ -18,8 +18,8 @@ from aftershock.faults import distinct
 from aftershock.hardware import CriticalRegion, SystolicArray, fit_region
 from aftershock.models import LoadedModel
 from aftershock.numerics import generator
-from aftershock.protect.perplexity import perplexity, upper_bound
-from aftershock.protect.struck_sums import changed_sums
+from aftershock.protect.regions.perplexity import perplexity, upper_bound
+from aftershock.protect.regions.struck_sums import changed_sums
 from aftershock.protect.tiles import as_matrices, tile_deviations
 
 LARGEST = 30
@@ -78,7 +78,8 @@ def fit_component(
     seeds: int = 3,
     seed: int = 0,
 ) -> FittedRegion:
-    """Fit a component's region for products as large as those of `windows` (token ids, shape (windows, length)).
+    """Fit a component's region for products as large as those of one pass over `windows`: token ids, shape (passes,
+    windows, length).
 
     A point is acceptable when the upper 95 % bound of its loss over `seeds` is at most `accepted`, in perplexity. Every
     error lies in a column of a tile of its own, so that frequency is what checks count. A component that no error
@@ -172,7 +173,8 @@ def equal_errors(
     model: LoadedModel, component: str, size: int, frequency: int, array: SystolicArray, seed: int, index: int
 ) -> Iterator[None]:
     """While open, `frequency` errors of `size` are added to the sums of every product of a component, a function of
-    (seed, index) and the layer; each in a token of a tile that has no other. InputError where there are not as many."""
+    (seed, index), the layer and the pass; each in a token of a tile that has no other. InputError where there are not
+    as many."""
 
     def change(number: int, sums: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         matrices = as_matrices(sums, right)

@@ -8,8 +8,9 @@ from math import gcd
 import torch
 import triton
 
-from aftershock.detect.fused_kernels import add_norm_kernel, check_outputs_kernel, gate_kernel, rotate_kernel
-from aftershock.detect.row_parts import SLOTS, GateChecks, Kept, Made, NormChecks, Predicted
+from aftershock.protect.fused.kernels import check_outputs_kernel, gate_kernel, rotate_kernel
+from aftershock.protect.fused.norm_kernel import add_norm_kernel
+from aftershock.protect.fused.row_parts import SLOTS, GateChecks, Kept, Made, NormChecks, Predicted
 
 
 def _parts(tensor: torch.Tensor | None) -> tuple[int, int]:
@@ -26,14 +27,14 @@ def _bound(product: Made | Predicted | None) -> tuple[torch.Tensor | None, tuple
     return own.strains, (own.inputs, own.outputs, own.expected, own.floor, own.bias)
 
 
-def _norm_launch(rows: int) -> tuple[int, int]:
-    """Rows of a program, and warps. Few rows want many programs; many want a checksum read once for several."""
-    return (1, 8) if rows < 1024 else (2, 8)
+def _norm_launch(rows: int) -> tuple[int, int, bool]:
+    """Rows of a program, warps, and whether checks have programs of their own: where rows don't fill the device."""
+    return (1, 8, True) if rows < 128 else (2, 4, False)
 
 
 def _gate_launch(rows: int) -> tuple[int, int, int]:
     """Rows and columns of a program, and warps."""
-    return (1, 2048, 4) if rows < 1024 else (2, 2048, 4)
+    return 1, 2048, 4
 
 
 def add_norm(
@@ -55,11 +56,12 @@ def add_norm(
     own, own_numbers = _bound(checks.delta)
     before, before_numbers = _bound(earlier.predicted if earlier else None)
     inputs = made.inputs.shape[-1] if made else 1
-    some, warps = _norm_launch(rows)
+    some, warps, apart = _norm_launch(rows)
     delta_parts, block_delta_parts = _parts(predicted.parts if predicted else None)
     earlier_parts, block_earlier_parts = _parts(earlier.sums if earlier else None)
     predicted_parts, block_predicted_parts = _parts(earlier.predicted.parts if earlier else None)
-    add_norm_kernel[(triton.cdiv(rows, some),)](
+    split = apart and (checks.delta is not None or earlier is not None)
+    add_norm_kernel[(triton.cdiv(rows, some), 2 if split else 1)](
         residual,
         delta,
         weight,
@@ -90,6 +92,7 @@ def add_norm(
         BLOCK_EARLIER_PARTS=block_earlier_parts,
         EARLIER_PREDICTED_PARTS=predicted_parts,
         BLOCK_EARLIER_PREDICTED_PARTS=block_predicted_parts,
+        SPLIT=split,
         num_warps=warps,
     )
     return total, normed, parts
@@ -137,10 +140,11 @@ def rotate(
     """See `plain_steps.rotate`."""
     batch, tokens, _ = queries.shape
     heads, key_heads = queries.shape[-1] // head, keys.shape[-1] // head
-    turned = torch.empty(batch, heads, tokens, head, dtype=queries.dtype, device=queries.device)
+    # Token by token in memory: attention gives its output as it gets its queries, and the next product reads it so.
+    turned = queries.new_empty(batch, tokens, heads, head)
     if kept is None:
-        room = torch.empty(2, batch, key_heads, tokens, head, dtype=queries.dtype, device=queries.device)
-        keys_out, values_out, column = room[0], room[1], None
+        keys_out, values_out = (queries.new_empty(batch, key_heads, tokens, head) for _ in range(2))
+        column = None
     else:
         keys_out, values_out, column = kept.keys, kept.values, kept.column
     together = gcd(heads, key_heads)
@@ -163,6 +167,7 @@ def rotate(
         values.stride(-2),
         angles[0].stride(0) if len(angles[0]) > 1 else 0,
         turned.stride(0),
+        turned.stride(2),
         turned.stride(1),
         keys_out.stride(0),
         keys_out.stride(1),
@@ -175,7 +180,7 @@ def rotate(
         BLOCK_HALF=triton.next_power_of_2(head // 2),
         num_warps=4,
     )
-    return turned, keys_out, values_out, sums
+    return turned.transpose(1, 2), keys_out, values_out, sums
 
 
 def check_outputs(outputs: torch.Tensor, product: Predicted) -> None:

@@ -1,0 +1,1 @@
+"""A Llama whose steps between products check them, nearly free on a GPU."""

@@ -1,0 +1,52 @@
+"""What protections do to recorded faults: harm that is removed, and harm that is caused."""
+
+import pytest
+
+from aftershock.protect import Checksum, RangeGuard, Scrub, protected_records
+from aftershock.protect.planner.candidates import Candidate
+from aftershock.protect.planner.tried import caused, due_share, recorded, removal
+from aftershock.study import Plan, TrialRecord, make_plan
+from tiny_study import tiny_settings
+
+DOWN = "model.layers.1.mlp.down_proj"
+FAULTS = (
+    f"weight {DOWN}.weight[3,5] flip 30 always",
+    f"activation {DOWN}[5] flip 30 at first_token",
+    f"activation {DOWN}[9] flip 30 at decode:1",
+)
+OFFERED = (
+    Candidate("checksum", Checksum(("down",))),
+    Candidate("guard", RangeGuard({DOWN: (-1e15, 1e15)})),
+    Candidate("scrub", Scrub()),
+)
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
+    settings = tiny_settings(tmp_path_factory.mktemp("tried"), run={"items_per_fault": 99})
+    return make_plan(settings.model_copy(update={"fault_list": FAULTS}))
+
+
+@pytest.fixture(scope="module")
+def records(plan: Plan) -> list[TrialRecord]:
+    return list(protected_records(plan, map(plan.trial, range(3)), []))
+
+
+def test_each_candidate_is_tried_alone(plan: Plan, records: list[TrialRecord]) -> None:
+    harmful = [record for record in records if record.sdc_share]
+    assert [record.trial for record in harmful] == [0, 1]
+    found = removal(plan, harmful, OFFERED, lambda _: None)
+    assert found[:, 0].tolist() == [True, True]
+    assert found[:, 2].tolist() == [True, False]
+
+
+def test_what_showed_by_itself_is_silent_under_a_guard(plan: Plan, records: list[TrialRecord]) -> None:
+    assert due_share(records[2]) == 0.5
+    assert caused(plan, records[2:], OFFERED, lambda _: None).tolist() == [[False, True, False]]
+
+
+def test_rates_before_and_after(records: list[TrialRecord]) -> None:
+    found = recorded(records, {0: 0.0, 1: 1.0})
+    shares = [record.sdc_share or 0.0 for record in records]
+    assert found.before.estimate == pytest.approx(sum(shares) / 3)
+    assert found.after.estimate == pytest.approx((1 + shares[2]) / 3)
