@@ -4,11 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import rms_norm, scaled_dot_product_attention, silu
 
 from aftershock.detect import linear_checksum, rounding_of
+from aftershock.numerics import generator
 from aftershock.protect.fused.decoder_block import (
     Angles,
     Block,
@@ -21,6 +23,8 @@ from aftershock.protect.fused.decoder_block import (
     run_block,
 )
 from aftershock.protect.fused.row_parts import Kept
+
+_DRAWN_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -91,13 +95,21 @@ def random_decoder(shape: Shape, device: str, dtype: torch.dtype, seed: int) -> 
     with torch.device("meta"):
         made = Decoder(shape).to(dtype)
     made = made.to_empty(device=device)
-    generator = torch.Generator(device).manual_seed(seed)
-    for name, parameter in made.named_parameters():
+    made.requires_grad_(False)
+    for number, (name, parameter) in enumerate(made.named_parameters()):
         if name.endswith("norm"):
-            nn.init.ones_(parameter)
+            parameter.fill_(1.0)
         else:
-            nn.init.normal_(parameter, std=1.0 if "embedding" in name else 0.02, generator=generator)
-    return made.requires_grad_(False)
+            fill_normal(parameter, 1.0 if "embedding" in name else 0.02, seed, number)
+    return made
+
+
+def fill_normal(tensor: torch.Tensor, deviation: float, seed: int, number: int) -> None:
+    """Fill a contiguous tensor with normal values, a function of (seed, number) and its shape."""
+    random = generator(seed, number, "values of a Llama-shaped decoder")
+    for part in torch.split(tensor.view(-1), _DRAWN_AT_ONCE):
+        values = random.standard_normal(part.numel(), dtype=np.float32)
+        part.copy_(torch.from_numpy(values).mul_(deviation))
 
 
 def turned(values: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
@@ -201,17 +213,15 @@ class Batch:
 def batch_of(decoder: Decoder, rows: int, tokens: int, context: int, seed: int) -> Batch:
     """Random `tokens` of each of `rows` sequences, the last of a `context`, whose other columns are random too."""
     shape, weight = decoder.shape, decoder.head.weight
-    generator = torch.Generator(weight.device).manual_seed(seed)
-    drawn = torch.randint(shape.vocabulary, (rows, tokens), device=weight.device, generator=generator)
+    drawn = torch.from_numpy(generator(seed, 0, "tokens of a batch").integers(shape.vocabulary, size=(rows, tokens)))
     column = torch.tensor(context - tokens, device=weight.device)
     size = (2, rows, shape.key_heads, context, shape.head)
-    rooms = [
-        torch.empty(size, dtype=weight.dtype, device=weight.device).normal_(generator=generator)
-        for _ in range(shape.layers)
-    ]
+    rooms = [torch.empty(size, dtype=weight.dtype, device=weight.device) for _ in range(shape.layers)]
+    for number, room in enumerate(rooms):
+        fill_normal(room, 1.0, seed, -1 - number)
     positions = torch.arange(context - tokens, context, device=weight.device)
     kept = tuple(Kept(room[0], room[1], column) for room in rooms)
-    return Batch(drawn, angles(positions, shape, weight.dtype), kept)
+    return Batch(drawn.to(weight.device), angles(positions, shape, weight.dtype), kept)
 
 
 def next_tokens(logits: torch.Tensor) -> torch.Tensor:

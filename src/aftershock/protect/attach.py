@@ -1,7 +1,7 @@
 """Hooks on a model for each protection asked of it."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -144,8 +144,8 @@ def _guard(attached: Attached, protection: Protection) -> None:
         case FirstTokenBounds():
             for site in _outputs_of(attached, protection):
                 tally, bounds = attached.tally(site, protection), _bounds(attached, site, -torch.inf, torch.inf)
-                first: Callable[[], bool] = lambda: attached.passes.first  # noqa: E731
-                _hook(attached, site, FirstTokenHook(bounds, protection.factor, protection.limit, tally, first))
+                bounded = FirstTokenHook(bounds, protection.factor, protection.limit, tally, attached.passes)
+                _hook(attached, site, bounded)
         case DualFirstToken():
             twice = FirstTokenTwice(attached.passes, attached.events)
             hook = attached.model.module.register_forward_hook(twice.after_pass, with_kwargs=True)

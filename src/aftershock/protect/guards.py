@@ -1,6 +1,6 @@
 """Forward hooks that look at what one module made, and may give something else in its place."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +10,7 @@ from aftershock.hardware import Scheme, SystolicArray
 from aftershock.models import output_tensor
 from aftershock.numerics import words
 from aftershock.protect.configs import Action, Limit
-from aftershock.protect.passes import Alarm
+from aftershock.protect.passes import Alarm, Passes
 from aftershock.protect.tally import CorruptionError, Event, Tally
 from aftershock.protect.tiles import recover
 
@@ -129,16 +129,16 @@ class RangeHook:
 
 
 class FirstTokenHook(RangeHook):
-    """The same with bounds that the first pass of a generation sets; `first` tells whether this pass is one."""
+    """The same with bounds that the first pass of a generation sets; `passes` tells whether this pass is one."""
 
-    def __init__(self, bounds: Bounds, factor: float, limit: Limit, tally: Tally, first: Callable[[], bool]) -> None:
+    def __init__(self, bounds: Bounds, factor: float, limit: Limit, tally: Tally, passes: Passes) -> None:
         """`bounds` are where those of each first pass are put."""
         super().__init__(bounds, limit, tally)
-        self._factor, self._first = factor, first
+        self._factor, self._passes = factor, passes
 
     def __call__(self, module: Module, inputs: Inputs, output: Any) -> Any:
         """As a forward hook."""
-        if not self._first():
+        if not self._passes.first:
             return super().__call__(module, inputs, output)
         values = output_tensor(output)
         found = bounds_of(values).stretched(self._factor)

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from aftershock.detect import linear_checksum, rounding_of
+from aftershock.numerics import generator
 from aftershock.protect.fused import plain_steps
 from aftershock.protect.fused.decoder_block import steps_on
 from aftershock.protect.fused.row_parts import (
@@ -29,8 +31,8 @@ HIDDEN, HEADS, KEY_HEADS, HEAD = 96, 6, 2, 16
 
 
 def drawn(*shape: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(DEVICE, dtype)
+    values = generator(seed, 0, "values of steps").standard_normal(shape, dtype=np.float32)
+    return torch.from_numpy(values).to(DEVICE, dtype)
 
 
 def fresh() -> Bound:
