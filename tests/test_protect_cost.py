@@ -1,11 +1,14 @@
 """The decoder that the cost of checks is measured on: checked and plain it is the same, and struck it is seen."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from benchmarks.llama_shaped import Decoder, Shape, batch_of, block, checked_pass, guards_of, plain_pass, random_decoder
-from benchmarks.protect_cost_detection import HIGHEST_EXPONENT_BIT, PRODUCTS, detection, seen_in_graph
+from benchmarks.protect_cost_detection import HIGHEST_EXPONENT_BIT, PRODUCTS, detection, seen_in_graph, struck_weight
 
 from aftershock.protect.fused import plain_steps
+from aftershock.protect.fused.row_parts import GateChecks, NormChecks
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +43,23 @@ def test_a_weight_that_is_struck_later_is_seen(decoder: Decoder):
     blocks = [block(layer) for layer in decoder.layers]
     with torch.inference_mode():
         assert seen_in_graph(lambda: checked_pass(plain_steps, decoder, blocks, guards, batch), decoder, guards)
+
+
+def test_a_product_that_stays_wrong_is_not_quiet_again(decoder: Decoder):
+    batch, guards = batch_of(decoder, 3, 1, 7, 1), guards_of(decoder, PRODUCTS)
+    blocks = [block(layer) for layer in decoder.layers]
+    with torch.inference_mode(), struck_weight(decoder.layers[1].o, HIGHEST_EXPONENT_BIT, 0, 0):
+        assert not seen_in_graph(lambda: checked_pass(plain_steps, decoder, blocks, guards, batch), decoder, guards)
+
+
+def test_what_steps_without_checks_miss_is_counted(decoder: Decoder):
+    blind = SimpleNamespace(
+        add_norm=lambda *given: plain_steps.add_norm(*given[:4], NormChecks()),
+        gate=lambda gates, ups, _: plain_steps.gate(gates, ups, GateChecks()),
+        rotate=lambda *given: plain_steps.rotate(*given[:6], False),
+    )
+    with torch.inference_mode():
+        found = detection(blind, decoder, 0, 1)
+    # Weights are small: the highest bit of their exponent makes each of them huge.
+    assert found["missed_highest_exponent_bit"] >= len(PRODUCTS)
+    assert not any(sum(own) for own in found["weights"].values())

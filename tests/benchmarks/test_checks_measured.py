@@ -54,6 +54,7 @@ def test_strikes_are_where_and_what_they_are_said_to_be(dtype: torch.dtype) -> N
         assert {int(one) for one in changed[changed != 0]} == {1 if bit == 0 else -(1 << bit)}
         strided = struck(values, bit, "strided", generator(0, 0, "strike"))
         places = (words(strided) != words(values)).nonzero()
+        assert len({int(places[places[:, 0] == row, 1].min()) for row in range(4)}) > 1
         for row in range(4):
             assert np.diff(places[places[:, 0] == row, 1].numpy()).tolist() == [WARP] * (
                 len(places[places[:, 0] == row]) - 1
@@ -70,5 +71,5 @@ def test_errors_are_in_units_of_the_rows_root_mean_square() -> None:
 
 def test_strikes_that_change_nothing_are_no_trials() -> None:
     seen = Seen()
-    seen.add(torch.tensor([True, False, False]), torch.tensor([2.0, 0.5, 0.0]))
+    seen.add(torch.tensor([True, False, False, True]), torch.tensor([2.0, 0.5, 0.0, 0.0]))
     assert (seen.trials, seen.seen, seen.largest_missed) == (2, 1, 0.5)

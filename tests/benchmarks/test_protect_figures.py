@@ -74,6 +74,12 @@ def test_checks_name_what_was_missed() -> None:
     }
 
 
+@pytest.mark.parametrize(("harmful", "met"), [(299, False), (300, True)])
+def test_a_target_that_is_just_reached_is_met(harmful: int, met: bool) -> None:
+    (check,) = checks({PART: {"schemes": {}, "harmful": harmful}})
+    assert (check["value"], check["target"], check["met"]) == (harmful, 300, met)
+
+
 def test_records_are_kept_and_not_made_again(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     lines = Lines(path, ("part", "trial"))
@@ -95,6 +101,7 @@ def test_margins() -> None:
 
 def test_parts_are_joined_with_all_their_checks() -> None:
     check = {"name": "alarms", "value": 0, "target": 0, "met": True}
-    found = joined([{"benchmark": "one", "checks": [check]}, {"benchmark": "one", "checks": [{**check, "met": False}]}])
-    assert [one["part"] for one in found["checks"]] == ["one", "one 2"]
-    assert found["met"] == "1 of 2"
+    bad = {**check, "met": False}
+    found = joined([{"benchmark": "one", "checks": own} for own in ([check], [bad], [bad, check])])
+    assert [one["part"] for one in found["checks"]] == ["one", "one 2", "one 3", "one 3"]
+    assert found["met"] == "2 of 4"

@@ -13,17 +13,20 @@ from benchmarks.voltage_summary import summary
 from benchmarks.voltage_trials import Setting, at_voltage, depth_passes, trial
 
 from aftershock.hardware import (
+    ApproxABFT,
     ClassicalABFT,
     CriticalRegion,
     Dataflow,
+    Duplication,
     ErrorTable,
+    StatisticalABFT,
     SystolicArray,
     Unprotected,
     error_table,
     relative_energy,
 )
 from aftershock.models import LoadedModel, load
-from aftershock.protect import FittedRegion, GridPoint, changed_sums, perplexity, text_windows
+from aftershock.protect import FittedRegion, GridPoint, Scope, changed_sums, perplexity, text_windows
 from tiny_models import save_tiny
 
 ARRAY = SystolicArray("output-stationary", 16, 16)
@@ -88,13 +91,18 @@ def test_the_voltage_of_harm_is_where_the_loss_passes_it(tmp_path: Path, model: 
     windows = torch.ones(1, 2, 5, dtype=torch.int64)
     bench = Bench(model, "w8a8", windows, windows, Records(tmp_path / "records.jsonl"), Sizes(2, 2, 1, 120))
 
+    tried = set()
+
     class Planted(Records):
         def measured(self, key: dict[str, Any], _: Any) -> dict[str, Any]:
+            tried.add(key.get("millivolts"))
             return {"perplexity": 1.0, "loss": 30.0 if key.get("millivolts", 0) <= 700 else 1.0}
 
     planted = Bench(**{**vars(bench), "records": Planted(tmp_path / "other.jsonl")})
     table = error_table("drift-active")
     assert voltage_of_harm(planted, Setting("k", 0.6, Unprotected(), table)) == 700
+    # By halves: of some fifty voltages few are measured.
+    assert len(tried) < 10
 
 
 def test_records_are_measured_once_and_survive_half_a_line(tmp_path: Path) -> None:
@@ -153,6 +161,32 @@ def test_the_summary_weighs_losses_recoveries_and_energy() -> None:
     assert best["classical ABFT"]["voltage"] == 0.85
 
 
+def test_what_is_computed_twice_is_wrong_where_either_run_is() -> None:
+    fit = {
+        "kind": "region",
+        "tiles": 4,
+        "clean": 9.0,
+        "points": [
+            {"log_size": 9, "log_frequency": 0, "losses": [0.0, 0.0], "acceptable": True},
+            {"log_size": 10, "log_frequency": 0, "losses": [9.0], "acceptable": False},
+        ],
+    }
+    names = ("none", "statistical ABFT", "ApproxABFT", "classical ABFT", "duplication", "zeroing")
+    trials = [{**record(name, 800, seed, 0.0, 0), "corrupted": 1} for name in names for seed in range(2)]
+    (run,) = summary([{**trials[0], **fit}, *trials])["runs"]
+    best = run["components"][0]["best"]["points"]["duplication"]
+    energies = relative_energy(Duplication(), [0.8, 0.85], [1 - 0.9**2, 0.0])
+    assert best == {"voltage": 0.8, "energy": pytest.approx(float(energies[0]))}
+
+
+@pytest.mark.parametrize(("scope", "tiles"), [("tile", 4), ("product", 1)])
+def test_thresholds_are_for_one_tile_or_a_whole_product(scope: Scope, tiles: int) -> None:
+    fitted = FittedRegion("k", CriticalRegion(2.0, 1.0), 4, 9.0, (GridPoint(1, 0, (9.0,), False),))
+    approx, statistical = schemes(fitted, scope)[-2:]
+    assert approx == ApproxABFT(2.0 / tiles)
+    assert statistical == StatisticalABFT(fitted.region.scaled(1 / tiles))
+
+
 def test_recoveries_follow_from_the_errors_that_are_drawn() -> None:
     assert not tiles_at(0.85, 4).alarms.any()
     drawn = {voltage: tiles_at(voltage, 16) for voltage in VOLTAGES}
@@ -161,6 +195,8 @@ def test_recoveries_follow_from_the_errors_that_are_drawn() -> None:
     recovered = found["recovered"]
     assert recovered["classical ABFT"]["0.85"] == 0 < recovered["classical ABFT"]["0.84"] < 1
     assert recovered["classical ABFT"]["0.6"] == recovered["statistical ABFT"]["0.6"] == 1
+    of_tile, of_product = (ApproxABFT(2.0**16 / tiles).share(drawn[0.8]) for tiles in (4, 1))
+    assert recovered["ApproxABFT"]["0.8"] == of_tile > of_product
     assert found["more_at"]["classical ABFT"] == 0 < found["fewer_at"]["classical ABFT"]
     best = found["best"]["statistical ABFT"]
     assert found["saving_against_best_other"] == pytest.approx(1 - best["energy"] / found["best_other"]["energy"])

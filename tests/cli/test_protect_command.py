@@ -12,9 +12,19 @@ import pytest
 
 from aftershock.cli import run
 from aftershock.errors import InputError
-from aftershock.protect import Planned, ProtectionPlan, load_protections, protect, save_protections
+from aftershock.protect import (
+    Planned,
+    ProtectionPlan,
+    RangeGuard,
+    load_protections,
+    observe_bounds,
+    protect,
+    save_protections,
+)
+from aftershock.protect.planner.candidates import MARGIN, candidates
 from aftershock.report import require_writable, write_protection_plan
-from aftershock.study import to_toml
+from aftershock.report.protection import curve_frame, plan_content
+from aftershock.study import load_study, make_plan, to_toml
 from tiny_models import save_tiny, tiny_loaded
 from tiny_study import tiny_settings
 
@@ -62,9 +72,41 @@ def test_what_a_scrub_can_undo_is_gone(planned: Path) -> None:
 def test_the_curve_ends_where_nothing_more_is_removed(planned: Path) -> None:
     curve = record(planned)["curve"]
     assert curve[0]["names"] == []
+    assert curve[0]["sdc"] == pytest.approx(record(planned)["recorded"]["before"]["estimate"])
     assert curve[-1]["sdc"] == 0
     assert [one["latency"] for one in curve] == sorted(one["latency"] for one in curve)
     assert [one["sdc"] for one in curve] == sorted((one["sdc"] for one in curve), reverse=True)
+
+
+def test_copies_that_do_not_fit_are_not_offered(harmed: Path) -> None:
+    study = load_study(harmed / "study")
+    plan = make_plan(study.settings)
+    few, many = ([one.name for one in candidates(plan, study, memory)] for memory in (100, 10**9))
+    assert not [name for name in few if name.startswith("copies")]
+    assert "copies of down" in many
+    assert "copies of the most fragile parameters" in many
+    assert set(few) < set(many)
+
+
+def test_range_guards_are_as_wide_as_golden_text_and_a_margin(harmed: Path) -> None:
+    study = load_study(harmed / "study")
+    plan = make_plan(study.settings)
+    texts = [one.prompt + (one.output if one.kind == "generation" else "") for one in study.golden]
+    assert any(one.output for one in study.golden if one.kind == "generation")
+    tokens = [plan.model.tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
+    guards = [one.protection for one in candidates(plan, study, 0) if isinstance(one.protection, RangeGuard)]
+    assert {name: own for one in guards for name, own in one.bounds.items()} == observe_bounds(
+        plan.model, tokens, margin=MARGIN
+    )
+
+
+def test_memory_is_kept_to(harmed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["protect", str(harmed / "llama"), "--study", str(harmed / "study"), *PLENTY, "--memory-budget", "0%"]
+    capsys.readouterr()
+    assert run([*line, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["memory_budget"] == found["cost"]["predicted_bytes"] == 0
+    assert found["chosen"]
 
 
 def test_protections_are_read_again(planned: Path, tmp_path: Path) -> None:
@@ -87,6 +129,28 @@ def test_json_is_the_record(planned: Path) -> None:
     text = ProtectionPlan.model_validate_json(printed).text()
     assert "SDC 0.00 %" in text
     assert all(name in text for name in record(planned)["chosen"])
+    found = record(planned)
+    assert f"{100 * found['cost']['nbytes'] / found['model_bytes']:.2f} % of the model" in text
+    assert found["fresh"]["trials"] == 10
+
+
+def test_what_costs_more_than_its_budget_is_said(planned: Path) -> None:
+    found = ProtectionPlan.model_validate(record(planned))
+    cost = found.cost.latency.estimate
+    assert not plan_content(found.model_copy(update={"budget": cost + 0.01}), "").warnings
+    (said,) = plan_content(found.model_copy(update={"budget": cost - 0.01}), "").warnings
+    assert "more than its budget" in said
+    (said,) = plan_content(found.model_copy(update={"budget": cost + 0.01, "false_alarms": 3}), "").warnings
+    assert said.startswith("3 of")
+
+
+def test_what_was_chosen_is_marked_and_comes_first(planned: Path) -> None:
+    found = ProtectionPlan.model_validate(record(planned))
+    rows = plan_content(found, "").offered.rows
+    assert {row[0] for row in rows[: len(found.chosen)]} == set(found.chosen)
+    drawn = curve_frame(found)
+    assert [set(names.split("; ")) == set(found.chosen) for names in drawn["names"]] == drawn["chosen"].to_list()
+    assert drawn["chosen"].any()
 
 
 def refused(capsys: pytest.CaptureFixture[str], *line: str) -> str:
@@ -139,7 +203,13 @@ def test_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", '{"version": 2, "protections": []}', '{"version": 1, "protections": [{"kind": "Magic"}]}'],
+    [
+        "",
+        "{}",
+        '{"version": 2, "protections": []}',
+        '{"version": 1, "protections": [{"kind": "Magic"}]}',
+        '{"version": 1, "protections": [{"kind": "Scrub", "evry": 2}]}',
+    ],
 )
 def test_files_that_hold_no_protections(text: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text(text, encoding="utf-8")

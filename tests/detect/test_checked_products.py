@@ -103,6 +103,61 @@ def test_large_errors_that_cancel_are_seen_by_their_size(other):
     assert check_product(inputs, weight.T, outputs, rounding).wrong.tolist() == [False, True, False, False]
 
 
+def test_errors_that_cancel_do_not_widen_their_own_threshold():
+    random = generator(0, 0, "two errors")
+    inputs, weight = normal(random, 4, 64).bfloat16(), normal(random, 96, 64).bfloat16()
+    outputs, checksum, rounding = linear(inputs, weight), linear_checksum(weight), rounding_of(torch.bfloat16, "cpu")
+    thresholds = []
+    for size in (8192.0, 65536.0):
+        # Small enough to be added up without a loss: the sum is the clean one.
+        outputs[1, 5], outputs[1, 70] = size, -size
+        for found in (
+            check_rows(inputs, outputs, checksum, rounding),
+            check_product(inputs, weight.T, outputs, rounding),
+        ):
+            assert found.wrong.tolist() == [False, True, False, False]
+            assert (found.deviation.abs() < found.threshold).all()
+            thresholds.append(float(found.threshold[1]))
+    assert thresholds[:2] == thresholds[2:]
+
+
+def test_inputs_too_small_to_be_squared_are_clean():
+    random = generator(0, 0, "small rows")
+    inputs, weight = normal(random, 4, 64) * 1e-25, normal(random, 96, 64) * 1e5
+    outputs, rounding = linear(inputs, weight), rounding_of(torch.float32, "cpu")
+    assert outputs.any()
+    assert not check_rows(inputs, outputs, linear_checksum(weight), rounding).wrong.any()
+
+
+def test_sums_that_tensor_cores_cut_off_are_clean():
+    random = generator(0, 0, "sums of one sign")
+    inputs, weight = normal(random, 2, 4096).abs(), normal(random, 1024, 4096).abs()
+    # A share of each sum is lost for each of its addends.
+    outputs = linear(inputs, weight) * (1 - 2.0**-27 * 4096)
+    for device, wrong in (("cuda", False), ("cpu", True)):
+        rounding = rounding_of(torch.bfloat16, device).unstored
+        assert check_rows(inputs, outputs, linear_checksum(weight), rounding).wrong.tolist() == [wrong, wrong]
+
+
+def test_a_bias_adds_to_the_floor_what_sums_that_begin_at_it_lose():
+    random = generator(0, 0, "a bias")
+    weight, bias = normal(random, 24, 16), normal(random, 24)
+    rounding = rounding_of(torch.bfloat16, "cuda")
+    plain, biased = (tolerance(linear_checksum(weight, one), rounding) for one in (None, bias))
+    deviations = rounding.sigmas / 3**0.5
+    lost = deviations * rounding.accumulation * 16**0.5 * bias.norm() + plain.expected * bias.sum().abs()
+    torch.testing.assert_close(biased.floor - plain.floor, lost, rtol=1e-4, atol=0)
+    assert float(biased.offset) == pytest.approx(float(bias.norm()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_outputs_are_stored_within_their_unit_roundoff(dtype):
+    unit = rounding_of(dtype, "cpu").output
+    below, above = (1 + torch.tensor([0.99, 1.01]) * unit).to(dtype).tolist()
+    assert below == 1
+    assert above > 1
+
+
 def test_an_output_too_large_to_be_squared_is_wrong():
     inputs, weight = torch.ones(2, 8, dtype=torch.bfloat16), torch.eye(8, dtype=torch.bfloat16)
     outputs = linear(inputs, weight)
@@ -161,6 +216,12 @@ def test_rows_that_are_alike_are_added_up_with_signs():
     # Added up as they are they err together, far more than rows of independent ones would.
     plain = replace(checksum, signs=None, sums=weight.double().sum(0).float())
     assert check_rows(rows, outputs, plain, rounding).wrong.any()
+
+
+def test_rows_of_zeros_are_not_alike():
+    weight = normal(generator(0, 0, "padding"), 200, 64)
+    weight[100:] = 0
+    assert linear_checksum(weight).signs is None
 
 
 def test_errors_are_seen_through_signs_too():

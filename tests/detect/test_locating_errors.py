@@ -8,6 +8,7 @@ from operands import DTYPES, normal
 
 from aftershock.detect import (
     ChangedColumn,
+    RowCheck,
     changed_column,
     check_rows,
     column_word_sums,
@@ -53,6 +54,26 @@ def test_the_column_is_within_what_is_said(row, column, size):
     found = wrong_columns(check, weighted_deviations(inputs, outputs, checksum), OUTPUTS)
     assume(bool(check.wrong[row]))
     assert abs(int(found.column[row]) - column) <= float(found.within[row]) + 1
+
+
+def test_a_wrong_output_beside_a_bias_is_found():
+    inputs, weight = layer(torch.float32)
+    bias = torch.arange(OUTPUTS).float() * 10
+    checksum, outputs = linear_checksum(weight, bias), linear(inputs, weight, bias)
+    outputs[2, 31] += 2000
+    check = check_rows(inputs, outputs, checksum, rounding_of(torch.float32, "cpu"))
+    found = wrong_columns(check, weighted_deviations(inputs, outputs, checksum), OUTPUTS)
+    assert int(found.column[2]) == 31
+
+
+@pytest.mark.parametrize("column", [0, 300, 999])
+def test_rounding_far_from_the_error_moves_its_column_no_further_than_is_said(column):
+    outputs, threshold, error = 1000, 1.0, 10.0
+    # All that rounding may do, in the first output or the last.
+    for place in (1, outputs):
+        check = RowCheck(torch.tensor([error + threshold]), torch.tensor([threshold]), torch.tensor([False]))
+        found = wrong_columns(check, torch.tensor([(column + 1) * error + place * threshold]), outputs)
+        assert abs(int(found.column[0]) - column) <= float(found.within[0]) + 0.5
 
 
 def damaged(dtype, row, column, bit, seed):
@@ -163,6 +184,21 @@ def test_two_changed_words_of_a_column_are_told_and_left():
     assert change == ChangedColumn(7, None, None)
     assert not put_back(weight, change)
     assert torch.equal(words(weight), words(damage))
+
+
+def test_two_changes_that_cancel_in_the_plain_sum_are_told_and_left():
+    weight = torch.zeros(12, 3, dtype=torch.int8)
+    sums = column_word_sums(weight)
+    weight[2, 1], weight[9, 1] = 64, -64
+    assert changed_column(weight, 1, sums) == ChangedColumn(1, None, None)
+
+
+def test_sums_that_no_word_explains_name_no_row():
+    weight = torch.zeros(12, 3, dtype=torch.int8)
+    sums = column_word_sums(weight)
+    # Sums that were damaged themselves: as of a word far beyond int8.
+    sums[1] += 1000 * torch.stack([torch.tensor(1), multipliers(12)[4]])
+    assert changed_column(weight, 1, sums) == ChangedColumn(1, None, None)
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.int8], ids=str)

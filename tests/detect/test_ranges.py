@@ -28,6 +28,14 @@ def test_values_that_are_not_finite_set_no_bounds():
     assert outside(torch.zeros(2), nothing).all()
 
 
+def test_bounds_below_zero_stay_there_beside_values_that_are_not_finite():
+    values = torch.tensor([[-5.0, torch.nan], [-2.0, -3.0], [torch.nan, torch.inf]])
+    bounds = bounds_of(values)
+    assert (float(bounds.lowest), float(bounds.highest)) == (-5, -2)
+    by_channel = bounds_by_channel(values)
+    assert (by_channel.lowest.tolist(), by_channel.highest.tolist()) == ([-5, -3], [-2, -3])
+
+
 @given(floats, floats, st.floats(1, 10))
 def test_stretched_bounds_hold_what_they_held(one, other, factor):
     bounds = bounds_of(torch.tensor([one, other]))

@@ -69,6 +69,10 @@ def test_what_a_protection_can_not_be(kind: Callable[..., object], given: dict[s
         kind(**given)
 
 
+def test_a_value_that_never_varies_has_bounds() -> None:
+    assert RangeGuard({DOWN: (0.5, 0.5)}).bounds == {DOWN: (0.5, 0.5)}
+
+
 def test_what_is_no_protection() -> None:
     nothing: Any = ["down"]
     model = tiny_loaded("llama")

@@ -16,6 +16,7 @@ from aftershock.protect import (
     FiniteScreen,
     FirstTokenBounds,
     Int8,
+    Limit,
     Protected,
     Protection,
     RangeGuard,
@@ -89,6 +90,37 @@ def test_outputs_computed_in_integers_are_looked_at(tmp_path: Path, protection: 
         make_all(protected.model, DOWN, torch.inf)
         assert bool(logits(protected.model).view(torch.float32).isfinite().all())
         assert set(wrong(protected)) == {DOWN}
+
+
+def test_observed_bounds_hold_every_pass_and_a_margin() -> None:
+    model = tiny_loaded("llama")
+    both = observe_bounds(model, [TOKENS[:1], TOKENS[1:]])
+    alone = [observe_bounds(model, [row[None]]) for row in TOKENS]
+    wider = observe_bounds(model, [TOKENS[:1], TOKENS[1:]], margin=0.25)
+    for name, (low, high) in both.items():
+        lows, highs = zip(*(one[name] for one in alone), strict=True)
+        assert (low, high) == (min(lows), max(highs))
+        more = 0.25 * (high - low)
+        assert wider[name] == pytest.approx((low - more, high + more))
+    assert any(alone[0][name] != alone[1][name] for name in both)
+
+
+def test_modules_without_a_finite_value_have_no_bounds() -> None:
+    model = tiny_loaded("llama")
+    make_all(model, DOWN, torch.nan)
+    with pytest.raises(InputError, match=f"{DOWN} gives no finite value"):
+        observe_bounds(model, [TOKENS], ("down",))
+
+
+@pytest.mark.parametrize(("limit", "left"), [("count", 9.0), ("clamp", 0.5), ("zero", 0.0)])
+def test_what_is_done_beyond_the_bounds(limit: Limit, left: float) -> None:
+    model, seen = tiny_loaded("llama"), []
+    with protect(model, [RangeGuard({DOWN: (-0.5, 0.5)}, limit)]) as protected:
+        make_all(model, DOWN, 9.0)
+        model.module.get_submodule(DOWN).register_forward_hook(lambda _module, _inputs, output: seen.append(output))
+        logits(model)
+        assert wrong(protected) == {DOWN: TOKENS.numel() * 32}
+    assert seen[0].unique().tolist() == [left]
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])

@@ -4,9 +4,13 @@ import pytest
 import torch
 
 from aftershock.models import LoadedModel
-from aftershock.numerics import words
+from aftershock.numerics import generator, words
 from aftershock.protect import Backup, Checksum, Protection, Scrub, protect
-from aftershock.protect.products import KeptWords
+from aftershock.protect.guards import RowGuard
+from aftershock.protect.memory import ScrubbedWords
+from aftershock.protect.passes import Alarm
+from aftershock.protect.products import KeptWords, LinearProduct
+from aftershock.protect.tally import Event, Site, Tally
 from tiny_models import tiny_loaded
 
 DOWN = "model.layers.1.mlp.down_proj"
@@ -41,12 +45,21 @@ class StrikeInPass:
             words(self.weight)[[row, row + 2], column] ^= 1 << 28
 
 
-@pytest.mark.parametrize("keeper", [Backup((f"{DOWN}.weight",)), Scrub(1000)], ids=lambda one: type(one).__name__)
-def test_two_equal_flips_in_a_column_come_back_from_the_keeper(keeper: Protection) -> None:
+@pytest.mark.parametrize(
+    "keepers",
+    [
+        [Backup((f"{DOWN}.weight",))],
+        [Scrub(1000)],
+        [Backup((f"{DOWN}.weight",)), Scrub(1000)],
+        [Backup(("lm_head.weight",)), Scrub(1000)],
+    ],
+    ids=lambda keepers: "+".join(type(one).__name__ for one in keepers),
+)
+def test_two_equal_flips_in_a_column_come_back_from_a_keeper(keepers: list[Protection]) -> None:
     model = tiny_loaded("llama")
     clean, weight = logits(model), words(model.module.get_parameter(f"{DOWN}.weight"))
     kept = weight.clone()
-    with protect(model, [Checksum(("down",)), keeper]) as protected:
+    with protect(model, [Checksum(("down",)), *keepers]) as protected:
         StrikeInPass(model)
         assert torch.equal(logits(model), clean)
         (event,) = [one for one in protected.events if one.protection == "Checksum"]
@@ -64,6 +77,41 @@ def test_two_equal_flips_in_a_column_alone_are_told_and_left() -> None:
             logits(model)
             assert int((weight != kept).sum()) == 2
         assert [event.mended for event in protected.events] == [False, False]
+
+
+def test_a_scrub_mends_once_all_words_are_as_they_were() -> None:
+    model, events = tiny_loaded("llama"), []
+    kept = ScrubbedWords(model.module, 1, events)
+    assert not kept.mend()
+    own, table = (words(model.module.get_parameter(f"{name}.weight").detach()) for name in (DOWN, "model.embed_tokens"))
+    own[3, 5] ^= 1 << 20
+    assert kept.mend()
+    own[3, 5] ^= 1 << 20
+    table[:] = torch.arange(table.numel(), dtype=table.dtype).view_as(table)
+    assert not kept.mend()
+    assert {event.site.module: event.mended for event in events[1:]} == {
+        f"{DOWN}.weight": True,
+        "model.embed_tokens.weight": False,
+    }
+
+
+def test_rows_that_a_wrong_weight_touches_too_little_are_mended_too() -> None:
+    random = generator(0, 0, "a layer")
+    layer = torch.nn.Linear(16, 24, bias=False)
+    values, weight = (torch.from_numpy(random.standard_normal(shape)).float() for shape in ((5, 16), (24, 16)))
+    values[2, 7] = 1e-8
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+        clean = layer(values)
+        events: list[Event] = []
+        tally = Tally(Site("layer", "down", None), "Checksum", torch.device("cpu"))
+        product = LinearProduct(layer, lambda: False)
+        layer.weight[3, 7] += 500
+        assert product.wrong((values,), layer(values)).tolist() == [True, True, False, True, True]
+        assert not torch.equal(layer(values)[2], clean[2])
+        layer.register_forward_hook(RowGuard(product, "recover", tally, events, Alarm(deferred=False)))
+        assert torch.equal(words(layer(values)), words(clean))
+    assert [event.mended for event in events] == [True]
 
 
 def test_what_can_be_told_is_put_back_though_the_rest_can_not() -> None:

@@ -1,14 +1,15 @@
 """The verb: protections on live models, what they see under faults, and that nothing is left of them after."""
 
 from collections.abc import Sequence
+from itertools import count
 
 import pytest
 import torch
 
 from aftershock import Injection, parse_fault
-from aftershock.errors import InputError
+from aftershock.errors import ContractError, InputError
 from aftershock.faults import Fault
-from aftershock.hardware import ClassicalABFT, Scheme, Unprotected
+from aftershock.hardware import ClassicalABFT, Scheme, SystolicArray, Unprotected
 from aftershock.models import LoadedModel, align, load, teacher_forced
 from aftershock.numerics import words
 from aftershock.protect import (
@@ -17,6 +18,7 @@ from aftershock.protect import (
     CorruptionError,
     DualFirstToken,
     Duplication,
+    Ecc,
     FiniteScreen,
     FirstTokenBounds,
     Int8,
@@ -123,6 +125,23 @@ def test_a_wrong_output_is_computed_again(model: LoadedModel, protection: Protec
         assert torch.equal(logits(model), clean)
         (struck,) = [counts for counts in protected.report() if counts.wrong]
     assert (struck.site.module, struck.site.component, struck.site.layer, struck.wrong) == (DOWN, "down", 1, 1)
+    assert (struck.calls, struck.checked) == (1, TOKENS.numel())
+    assert struck.recomputed == int(isinstance(protection, Checksum))
+
+
+def test_nan_in_both_runs_is_the_same_word(model: LoadedModel) -> None:
+    with torch.no_grad():
+        model.module.get_parameter(f"{DOWN}.weight")[3, 5] = torch.nan
+    with protect(model, [Duplication(("down",))]) as protected:
+        assert bool(logits(model).view(torch.float32).isnan().any())
+        assert not any(counts.wrong for counts in protected.report())
+
+
+def test_memory_is_that_of_all_copies(model: LoadedModel) -> None:
+    copied, checked = f"{DOWN}.weight", "model.layers.0.mlp.down_proj.weight"
+    sizes = [model.module.get_parameter(name).nbytes for name in (copied, checked)]
+    with protect(model, [Backup((copied,)), Ecc((checked,))]) as protected:
+        assert protected.extra_bytes == sizes[0] + sizes[1] // 8
 
 
 def test_faults_that_are_armed_later_are_seen(model: LoadedModel) -> None:
@@ -131,6 +150,52 @@ def test_faults_that_are_armed_later_are_seen(model: LoadedModel) -> None:
     with protect(model, [Checksum(action="count")]) as protected, Injection(model, [fault]):
         assert not torch.equal(logits(model), clean)
         assert [counts.site.module for counts in protected.report() if counts.wrong] == [DOWN]
+
+
+def forced(model: LoadedModel, *lines: str) -> torch.Tensor:
+    """Words of logits of two passes with faults in them."""
+    block = align([(5, 6, 7, 8, 9)], [(10, 11)], model.device)
+    with Injection(model, [parse_fault(line) for line in lines]) as injection:
+        return words(teacher_forced(model, block, frozenset(), injection.begin_pass))
+
+
+def test_outputs_that_are_struck_later_are_mended(model: LoadedModel) -> None:
+    clean = forced(model)
+    with protect(model, [Checksum()]) as protected:
+        assert torch.equal(forced(model, f"activation {DOWN}[5] flip 30 at first_token"), clean)
+        assert [counts.site.module for counts in protected.report() if counts.wrong] == [DOWN]
+
+
+@pytest.mark.parametrize(
+    ("line", "where"),
+    [
+        (f"activation {DOWN}.accumulator[5] flip 30 at first_token", f"{DOWN}.accumulator"),
+        (
+            "qk_accumulator model.layers.1.self_attn[2,0.5] flip 30 at first_token",
+            "model.layers.1.self_attn.qk.accumulator",
+        ),
+        (
+            "sv_accumulator model.layers.1.self_attn[2,5] flip 30 at first_token",
+            "model.layers.1.self_attn.sv.accumulator",
+        ),
+    ],
+)
+def test_sums_that_are_struck_later_are_mended(integers: LoadedModel, line: str, where: str) -> None:
+    clean = forced(integers)
+    with protect(integers, [Checksum()]) as protected:
+        assert torch.equal(forced(integers, line), clean)
+        assert [counts.site.module for counts in protected.report() if counts.wrong] == [where]
+
+
+def test_products_that_share_a_module_are_checked_by_any_of_their_names() -> None:
+    model, shared = tiny_loaded("gpt2"), "transformer.h.1.attn.c_attn"
+    clean = logits(model)
+    with protect(model, [Checksum(("k",))]) as protected:
+        assert torch.equal(logits(model), clean)
+        struck_weight(model, f"{shared}.weight")
+        assert torch.equal(logits(model), clean)
+        assert [(event.site.module, event.mended) for event in protected.events] == [(shared, True)]
+        assert {counts.site.component for counts in protected.report()} == {"q+k+v"}
 
 
 @pytest.mark.parametrize("bits", [1 << 30, 1 << 30 | 1 << 21])
@@ -179,6 +244,17 @@ def test_scrubbing_mends_what_no_product_reads(model: LoadedModel) -> None:
         assert [(event.site.module, event.wrong, event.mended) for event in protected.events] == [
             ("model.embed_tokens.weight", 1, True)
         ]
+
+
+def test_words_are_looked_at_before_every_so_many_passes(model: LoadedModel) -> None:
+    with protect(model, [Scrub(every=4)]) as protected:
+        logits(model)
+        struck_weight(model)
+        seen = []
+        for _ in range(4):
+            logits(model)
+            seen.append(len(protected.events))
+    assert seen == [0, 0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -276,6 +352,23 @@ def test_the_first_token_twice(model: LoadedModel) -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize(("wrong", "mended"), [((0,), True), ((1,), True), ((0, 1), False)])
+def test_two_runs_of_the_first_token_that_agree_are_right(
+    model: LoadedModel, wrong: tuple[int, ...], mended: bool
+) -> None:
+    clean, run = logits(model), count()
+
+    def strike(_module: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        if (number := next(run)) in wrong:
+            output[0, 7, 2] = 1e4 * (1 + number)
+
+    with protect(model, [DualFirstToken()]) as protected:
+        model.module.get_submodule(DOWN).register_forward_hook(strike)
+        assert torch.equal(logits(model), clean)
+        assert [event.mended for event in protected.events] == [mended]
+    assert next(run) == 3
+
+
 def test_mixed_precision_bounds_a_component(model: LoadedModel) -> None:
     clean = logits(model)
     with protect(model, [Int8(("down",)), Checksum()]) as protected:
@@ -298,13 +391,15 @@ def test_what_cannot_be_checked_is_named() -> None:
 
 
 def test_renewed_after_a_change_on_purpose(model: LoadedModel) -> None:
-    with protect(model, [Checksum(action="count")]) as protected:
+    with protect(model, [Checksum(action="log")]) as protected:
         struck_weight(model, bits=1 << 26)
         logits(model)
         assert any(counts.wrong for counts in protected.report())
+        assert protected.events
         protected.renew()
         logits(model)
         assert not any(counts.wrong for counts in protected.report())
+        assert not protected.events
 
 
 def test_counts_begin_anew(model: LoadedModel) -> None:
@@ -380,6 +475,39 @@ def test_schemes_say_which_tiles_are_computed_again(integers: LoadedModel, schem
         (struck,) = [counts for counts in protected.report() if counts.wrong]
         assert (struck.checked, struck.wrong, struck.recomputed) == (2, 1, int(mended))
         assert [event.mended for event in protected.events] == [mended]
+
+
+def test_tiles_are_those_of_the_array_that_is_given(integers: LoadedModel) -> None:
+    array = SystolicArray("output-stationary", 8, 8)
+    with protect(integers, [Checksum(("down",), scheme=ClassicalABFT(), array=array)]) as protected:
+        StrikeOnce(integers, f"{DOWN}.accumulator", 12345)
+        logits(integers)
+        (struck,) = [counts for counts in protected.report() if counts.wrong]
+        assert [event.mended for event in protected.events] == [True]
+    # 24 tokens by 32 outputs.
+    assert (struck.checked, struck.wrong, struck.recomputed) == (3 * 4, 1, 1)
+
+
+def test_an_attention_of_other_products_is_told() -> None:
+    model = tiny_loaded("llama", attn_implementation="eager")
+    attention = model.module.get_submodule("model.layers.1.self_attn")
+    with protect(model, [Checksum(("qk",))]):
+        attention.get_submodule("o_proj").register_forward_pre_hook(
+            lambda _, inputs: (torch.matmul(inputs[0], torch.eye(32)),)
+        )
+        with pytest.raises(ContractError, match="made 3 products"):
+            logits(model)
+
+
+def test_attention_is_not_watched_on_after_a_pass_that_failed() -> None:
+    model = tiny_loaded("llama", attn_implementation="eager")
+    with protect(model, [Checksum(("q", "qk"), action="raise")]) as protected:
+        StrikeOnce(model, "model.layers.1.self_attn.q_proj")
+        with pytest.raises(CorruptionError):
+            logits(model)
+        protected.reset()
+        logits(model)
+        assert {counts.calls for counts in protected.report()} == {1}
 
 
 def test_a_scheme_for_floating_point_is_refused(model: LoadedModel) -> None:

@@ -99,6 +99,25 @@ def test_a_whole_product_is_judged_by_all_its_tiles() -> None:
     assert torch.equal(found.sums, clean)
 
 
+def test_one_corrupted_tile_makes_a_whole_product_so() -> None:
+    left, right = numbers(8, 6), numbers(6, 16)
+    clean = product(left, right)
+    sums = clean.clone()
+    sums[0, 0] += 100
+    assert recover(sums, left, right, clean.clone, Duplication(), ARRAY, "product").again.all()
+
+
+def test_errors_that_cancel_between_tokens_are_seen() -> None:
+    left, right = numbers(4, 6), numbers(6, 8)
+    clean = product(left, right)
+    sums = clean.clone()
+    sums[0, 3] += 100
+    sums[2, 3] -= 100
+    found = recover(sums, left, right, clean.clone, ClassicalABFT(), ARRAY)
+    assert found.alarms.tolist() == [True]
+    assert torch.equal(found.sums, clean)
+
+
 def test_zeroing_sets_wrong_sums_to_zero() -> None:
     left, right = numbers(3, 6), numbers(6, 5)
     clean = product(left, right)

@@ -8,8 +8,11 @@ from transformers import DynamicCache, StaticCache
 
 from aftershock.errors import InputError
 from aftershock.models import LoadedModel
+from aftershock.protect import Action, CorruptionError
+from aftershock.protect.guards import RowGuard
 from aftershock.protect.passes import Alarm, Passes, RepeatedPasses
-from aftershock.protect.tally import Event
+from aftershock.protect.products import LinearProduct
+from aftershock.protect.tally import Event, Site, Tally
 from tiny_models import tiny_loaded
 
 TOKENS = torch.arange(4, 28).view(2, 12)
@@ -78,6 +81,16 @@ def test_static_caches_are_taken_back(family: str, wrong: tuple[int, ...]) -> No
         assert torch.equal(model.module.generate(tokens, **asked), plain.module.generate(tokens, **asked))
 
 
+def test_a_static_window_is_taken_back_until_it_is_full() -> None:
+    plain, model = tiny_loaded("gemma3"), tiny_loaded("gemma3")
+    # The third pass, and the one that fills the window's 16 columns: the tenth, as one was run twice before it.
+    events = watched(model, 2, 9)
+    asked = {"max_new_tokens": 14, "do_sample": False, "pad_token_id": 0, "cache_implementation": "static"}
+    tokens = TOKENS[:, :8]
+    assert torch.equal(model.module.generate(tokens, **asked), plain.module.generate(tokens, **asked))
+    assert len(events) == 2
+
+
 def test_what_cannot_be_taken_back_is_told() -> None:
     model = tiny_loaded("gemma3")
     watched(model, 1)
@@ -88,10 +101,11 @@ def test_what_cannot_be_taken_back_is_told() -> None:
             model.module(input_ids=TOKENS[:, :1], past_key_values=cache)
 
 
-def test_a_cache_that_is_given_by_position() -> None:
+@pytest.mark.parametrize("layers", ["known", "made in the first pass"])
+def test_a_cache_that_is_given_by_position(layers: str) -> None:
     model = tiny_loaded("llama")
     watched(model, 0)
-    cache = DynamicCache(config=model.module.config)
+    cache = DynamicCache(config=model.module.config) if layers == "known" else DynamicCache()
     with torch.inference_mode():
         model.module(TOKENS, None, None, cache)
     assert cache.get_seq_length() == 12
@@ -125,6 +139,24 @@ def test_an_alarm_first_told_in_inference_mode_works_outside() -> None:
     assert alarm.taken()
     alarm.tell(torch.tensor([True]))
     assert alarm.taken()
+
+
+@pytest.mark.parametrize("action", ["recover", "log", "zero", "raise"])
+def test_only_recovery_is_put_off(action: Action) -> None:
+    alarm, events = Alarm(deferred=True), []
+    layer, values = torch.nn.Linear(16, 24), torch.ones(3, 16)
+    product = LinearProduct(layer, lambda: False)
+    tally = Tally(Site("layer", "down", None), "Checksum", torch.device("cpu"))
+    guard = RowGuard(product, action, tally, events, alarm)
+    output = layer(values).detach()
+    output[1, 2] = 1e6
+    if action == "raise":
+        with pytest.raises(CorruptionError):
+            guard(layer, (values,), output)
+    else:
+        guard(layer, (values,), output)
+    assert alarm.taken() is (action == "recover")
+    assert len(events) == (action in ("log", "zero"))
 
 
 def test_an_alarm_is_told_once() -> None:

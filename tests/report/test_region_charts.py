@@ -40,6 +40,7 @@ def test_a_region_is_drawn_with_its_points() -> None:
         (14, 4, "acceptable"),
         (20, 4, "harmful"),
     ]
+    assert [row["step"] for row in points] == ["below 0.1", "10 and more", "0.1 to 0.3", "1 to 10"]
     assert points[1]["loss"] == 1e6
     assert points[3]["loss"] == 4.0
 

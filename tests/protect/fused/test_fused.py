@@ -7,10 +7,15 @@ import pytest
 import torch
 from transformers.models.llama.modeling_llama import LlamaAttention
 
+from aftershock.detect import linear_checksum, rounding_of
 from aftershock.errors import InputError
 from aftershock.models import LoadedModel
 from aftershock.numerics import words
-from aftershock.protect import Checksum, FusedChecksum, Protected, protect
+from aftershock.protect import Checksum, FusedChecksum, Protected, Site, protect
+from aftershock.protect.fused import plain_steps
+from aftershock.protect.fused.decoder_block import guard
+from aftershock.protect.fused.llama import FusedTally
+from aftershock.protect.fused.row_parts import UNSEEN, Bound, Kept, judge
 from tiny_models import tiny_loaded
 
 TOKENS = torch.arange(4, 28).view(2, 12)
@@ -149,3 +154,63 @@ def test_inner_outputs_are_refused(name: str):
         logits(model)
     inner = model.module(input_ids=TOKENS, **{name: True})[name.removeprefix("output_")]
     assert {type(one) for one in inner} == {torch.Tensor}
+
+
+def test_biases_are_part_of_what_is_checked():
+    model = tiny_loaded("llama", torch.bfloat16, attention_bias=True, mlp_bias=True)
+    with torch.no_grad():
+        for name, own in model.module.named_parameters():
+            if name.endswith("bias"):
+                own.copy_(torch.linspace(-1, 7, len(own)))
+    clean = logits(model)
+    with protect(model, [FusedChecksum()]) as protected:
+        assert torch.equal(logits(model), clean)
+        assert wrong(protected) == set()
+
+
+def test_weights_that_need_signs_are_refused():
+    model = tiny_loaded("llama")
+    with torch.no_grad():
+        model.module.get_parameter("model.layers.1.mlp.down_proj.weight")[:] = torch.linspace(-1, 1, 48)
+    with pytest.raises(InputError, match="nearly equal"):
+        protect(model, [FusedChecksum(("down",))])
+    protect(model, [FusedChecksum(("o",))]).remove()
+
+
+def numbers(*values: float) -> torch.Tensor:
+    return torch.tensor(values)
+
+
+def test_rows_that_share_a_place_leave_the_largest_strain():
+    own = Bound(torch.full((2,), UNSEEN), 0.0, 0.0, 0.0, 1.0, 0.5)
+    # Deviations of 3, 0.25, 0.5 and 0.75 from sums that begin at the bias.
+    nothing = torch.zeros(4)
+    judge(numbers(1.0, 2.0, 3.0, 4.0), nothing, numbers(4.5, 2.75, 4.0, 5.25), nothing, own)
+    assert own.strains.tolist() == [3.0, 0.75]
+
+
+def test_rows_of_which_a_check_says_nothing_are_infinitely_strained():
+    own = Bound(torch.full((4,), UNSEEN), 0.0, 0.0, 0.0, 0.0, 0.0)
+    nothing = torch.zeros(4)
+    judge(numbers(0.0, 1.0, torch.nan, torch.inf), nothing, nothing, nothing, own)
+    assert own.strains.tolist() == [0.0, torch.inf, torch.inf, torch.inf]
+
+
+def test_places_are_wrong_above_the_threshold():
+    own = guard(linear_checksum(torch.eye(8)), rounding_of(torch.float32, "cpu"))
+    tally = FusedTally(Site("layer", "down", 0), "FusedChecksum", own)
+    own.bound.strains[:3] = numbers(0.99, 1.0, 1.01)
+    assert (tally.read().checked, tally.read().wrong) == (3, 1)
+    tally.reset()
+    assert (tally.read().checked, tally.read().wrong) == (0, 0)
+
+
+def test_keys_and_values_are_written_from_their_column_on():
+    made = torch.arange(1.0, 25.0).view(1, 3, 8)
+    unturned = torch.ones(1, 3, 4), torch.zeros(1, 3, 4)
+    kept = Kept(torch.zeros(1, 2, 7, 4), torch.zeros(1, 2, 7, 4), torch.tensor(2))
+    _, keys, values, _ = plain_steps.rotate(made, made, -made, unturned, 4, kept, False)
+    rows = made.view(3, 2, 4).transpose(0, 1)
+    expected = torch.cat([torch.zeros(2, 2, 4), rows, torch.zeros(2, 2, 4)], 1)
+    assert torch.equal(keys[0], expected)
+    assert torch.equal(values[0], -expected)

@@ -9,7 +9,7 @@ from aftershock.errors import InputError
 from aftershock.models import LoadedModel
 from aftershock.numerics import generator, words
 from aftershock.protect import Ecc, Fragility, fragile_backup, fragile_ecc, fragile_parameters, most_fragile, protect
-from aftershock.protect.error_correcting import CHECKS, COLUMNS, DATA, check_words, correct
+from aftershock.protect.error_correcting import CHECKS, COLUMNS, DATA, CorrectingWords, check_words, correct
 from aftershock.study import ItemRecord, Strike, TrialRecord
 from tiny_models import tiny_loaded
 
@@ -114,6 +114,18 @@ def test_a_whole_wrong_word_is_mended_and_two_flips_of_a_code_word_are_told(mode
         assert [event.mended for event in protected.events] == [False]
 
 
+def test_words_are_mended_once_all_of_them_are(model: LoadedModel) -> None:
+    own = words(model.module.get_parameter(DOWN).detach()).view(-1)
+    apart = 2 * (len(own) * own.element_size() // 512)
+    kept = CorrectingWords(model.module, (DOWN, UP), [])
+    assert not kept.mend()
+    flip(model, UP, [(3, 20)])
+    assert kept.mend()
+    flip(model, UP, [(3, 20)])
+    flip(model, DOWN, [(6, 30), (6 + apart, 30)])
+    assert not kept.mend()
+
+
 def test_what_fills_no_block_is_mended_too(model: LoadedModel) -> None:
     name = "model.norm.weight"
     clean = logits(model)
@@ -160,6 +172,25 @@ def test_the_choice_fits_and_takes_harm_in_order(found: list[tuple[float, int]],
     assert sum(one.nbytes for one in kept) <= budget
     left = [one for one in fragilities if one.parameter not in chosen and one.harm > 0]
     assert all(sum(other.nbytes for other in kept if other.harm >= one.harm) + one.nbytes > budget for one in left)
+
+
+def test_most_harm_comes_first_and_none_is_left_out(model: LoadedModel) -> None:
+    records = [record(number, UP, harmful=number < 3) for number in range(4)]
+    records += [record(number, DOWN, harmful=False) for number in range(4, 8)]
+    found = fragile_parameters(model, records)
+    harms = [one.harm for one in found]
+    assert harms == sorted(harms, reverse=True)
+    assert found[0].parameter == UP
+    assert harms[-1] == 0 < harms[0]
+    kept = most_fragile(found, 10**9)
+    assert kept == tuple(one.parameter for one in found if one.harm > 0)
+
+
+def test_faults_in_anything_but_a_single_weight_are_left_out(model: LoadedModel) -> None:
+    own = record(0, UP, harmful=True)
+    others = [own.model_copy(update={"site": "stored"}), own.model_copy(update={"strikes": own.strikes * 2})]
+    with pytest.raises(InputError, match="no fault in a single weight"):
+        fragile_parameters(model, others)
 
 
 def test_a_name_that_is_none(model: LoadedModel) -> None:

@@ -1,6 +1,7 @@
 """Trials under protections: what is removed, what is seen, and what it costs, on a tiny model."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from aftershock.protect import (
     protect,
     protected_records,
 )
+from aftershock.protect.planner import costs
 from aftershock.replay import ReferenceExecutor
 from aftershock.study import Plan, make_plan, trial_records
 from tiny_study import tiny_settings
@@ -129,6 +131,13 @@ def test_false_alarms_are_counted_apart(plan: Plan) -> None:
     assert found.seen[0].false_alarms > 0
 
 
+def test_guards_of_one_place_are_told_apart(plan: Plan) -> None:
+    wide, narrow = RangeGuard({DOWN: (-3e38, 3e38)}), RangeGuard({DOWN: (-1e-9, 1e-9)})
+    (found,) = detected_by(plan, [plan.trial(2)], [wide, narrow])
+    assert found.seen[0].false_alarms == 0
+    assert found.seen[1].false_alarms > 0
+
+
 def test_what_sees_nothing_is_refused(plan: Plan) -> None:
     with pytest.raises(InputError, match="sees nothing"):
         detected_by(plan, [plan.trial(0)], [Int8()])
@@ -148,6 +157,26 @@ def test_costs(plan: Plan) -> None:
     with pytest.raises(InputError, match="at least 3 rounds"):
         measured_cost(plan.model, [Scrub()], [])
     assert not hasattr(plan.model.module, "_aftershock_protected")
+
+
+def test_each_part_of_a_set_has_its_own_time(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Prefill and decode without protections, with copies and with a scrub before every pass.
+    planted = cycle([(1.0, 2.0), (1.5, 2.5), (3.0, 3.0)])
+    monkeypatch.setattr(costs, "_seconds", lambda *_: next(planted))
+    copies, scrub = Backup((f"{DOWN}.weight",)), Scrub(2)
+    alone, rare, both = measured_costs(plan.model, [[copies], [scrub], [copies, scrub]], plan.batches[:1], rounds=3)
+    assert (alone.prefill.estimate, alone.decode.estimate) == (0.5, 0.25)
+    assert (rare.prefill.estimate, rare.decode.estimate) == (1.0, 0.25)
+    assert (both.prefill.estimate, both.decode.estimate) == (1.5, 0.5)
+    passes = plan.batches[0].decode_passes
+    assert alone.latency.estimate == pytest.approx((1.5 + 2.5 * passes) / (1.0 + 2.0 * passes) - 1)
+
+
+def test_sums_of_a_transposed_weight_are_as_long_as_its_inputs(tmp_path: Path) -> None:
+    plan = make_plan(tiny_settings(tmp_path, "gpt2"))
+    inputs, outputs = plan.model.module.get_parameter("transformer.h.1.mlp.c_proj.weight").shape
+    assert inputs != outputs
+    assert measured_cost(plan.model, [Checksum(("fc2",))], plan.batches[:1], rounds=3).nbytes == 2 * 24 * inputs
 
 
 @pytest.mark.parametrize("scheme", [None, ClassicalABFT()])

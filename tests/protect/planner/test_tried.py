@@ -2,8 +2,17 @@
 
 import pytest
 
-from aftershock.protect import Checksum, RangeGuard, Scrub, protected_records
-from aftershock.protect.planner.candidates import Candidate
+from aftershock.protect import (
+    Backup,
+    Checksum,
+    DualFirstToken,
+    FiniteScreen,
+    Protection,
+    RangeGuard,
+    Scrub,
+    protected_records,
+)
+from aftershock.protect.planner.candidates import Candidate, may_act
 from aftershock.protect.planner.tried import caused, due_share, recorded, removal
 from aftershock.study import Plan, TrialRecord, make_plan
 from tiny_study import tiny_settings
@@ -32,6 +41,26 @@ def records(plan: Plan) -> list[TrialRecord]:
     return list(protected_records(plan, map(plan.trial, range(3)), []))
 
 
+@pytest.mark.parametrize(
+    ("protection", "component", "acts"),
+    [
+        (Checksum(("down",)), "down", [True, True, True]),
+        (Checksum(("k",)), "q+k+v", [True, True, True]),
+        (Checksum(("o",)), "down", [False, False, False]),
+        (Checksum(("o",)), "several", [True, True, True]),
+        (Scrub(), "down", [True, False, False]),
+        (Backup((f"{DOWN}.weight",)), "down", [True, False, False]),
+        (Backup(("lm_head.weight",)), "down", [False, False, False]),
+        (DualFirstToken(), "down", [False, True, False]),
+        (FiniteScreen(), "down", [True, True, True]),
+    ],
+)
+def test_which_faults_a_protection_might_undo(
+    plan: Plan, protection: Protection, component: str, acts: list[bool]
+) -> None:
+    assert [may_act(protection, plan.trial(number), component) for number in range(3)] == acts
+
+
 def test_each_candidate_is_tried_alone(plan: Plan, records: list[TrialRecord]) -> None:
     harmful = [record for record in records if record.sdc_share]
     assert [record.trial for record in harmful] == [0, 1]
@@ -43,6 +72,17 @@ def test_each_candidate_is_tried_alone(plan: Plan, records: list[TrialRecord]) -
 def test_what_showed_by_itself_is_silent_under_a_guard(plan: Plan, records: list[TrialRecord]) -> None:
     assert due_share(records[2]) == 0.5
     assert caused(plan, records[2:], OFFERED, lambda _: None).tolist() == [[False, True, False]]
+
+
+def test_a_guard_that_changes_nothing_causes_nothing(plan: Plan, records: list[TrialRecord]) -> None:
+    idle = Candidate("idle", RangeGuard({"model.layers.0.mlp.down_proj": (-3e38, 3e38)}))
+    assert caused(plan, records, [idle], lambda _: None).tolist() == [[False], [False], [False]]
+
+
+def test_harm_in_silence_does_not_show(records: list[TrialRecord]) -> None:
+    # Of four answers one is wrong in silence, and three end in NaN.
+    assert records[1].sdc_share == 0.25
+    assert due_share(records[1]) == 0.75
 
 
 def test_rates_before_and_after(records: list[TrialRecord]) -> None:

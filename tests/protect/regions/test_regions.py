@@ -98,6 +98,38 @@ def test_places_of_errors_differ_by_layer_and_index(model: LoadedModel, windows:
     assert places[0] == places[1] != places[2]
 
 
+def test_places_of_errors_differ_by_layer(model: LoadedModel, windows: torch.Tensor) -> None:
+    before: list[torch.Tensor] = []
+    places: list[list[list[int]]] = []
+
+    def keep(_: int, sums: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        before.append(sums.clone())
+        return sums
+
+    def compare(number: int, sums: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        places.append((sums - before[number]).nonzero().tolist())
+        return sums
+
+    with (
+        changed_sums(model, "v", keep),
+        equal_errors(model, "v", 1, 4, ARRAY, 0, 0),
+        changed_sums(model, "v", compare),
+    ):
+        perplexity(model, windows)
+    assert [len(one) for one in places] == [4] * len(places)
+    assert places[0] != places[1]
+
+
+def test_tiles_at_the_edge_hold_their_own_errors_alone(model: LoadedModel, windows: torch.Tensor) -> None:
+    array = SystolicArray("output-stationary", 12, 16)
+    clean = sums_of(model, "down", windows)[0]
+    columns = clean.numel() // 32 * 3
+    with equal_errors(model, "down", 1000, columns, array, seed=3, index=1):
+        struck = sums_of(model, "down", windows)[0]
+    for part in torch.split(struck - clean, array.tile_outputs, -1):
+        assert (part.ne(0).sum(-1) == 1).all()
+
+
 def test_more_errors_than_columns_are_refused(model: LoadedModel, windows: torch.Tensor) -> None:
     with (
         equal_errors(model, "k", 1, 2**20, ARRAY, 0, 0),
@@ -134,6 +166,13 @@ def test_the_search_finds_a_planted_border(a: float, at_one: int, theta: float) 
         assert (found.contains(size + frequency, frequency) & ~inside).sum() <= 12
     else:
         assert not inside.any()
+
+
+def test_seeds_go_on_while_their_mean_may_still_be_accepted() -> None:
+    points = search_border(lambda size, frequency, seed: (0.5, 0.0, 0.0)[seed], 0, seeds=3, accepted=0.3)
+    assert {point.losses for point in points} == {(0.5, 0.0, 0.0)}
+    early = search_border(lambda size, frequency, seed: (1.0, 0.0, 0.0)[seed], 0, seeds=3, accepted=0.3)
+    assert {point.losses for point in early} == {(1.0,)}
 
 
 def test_a_component_that_nothing_harms_is_recovered_above_what_was_tried_alone() -> None:
