@@ -31,6 +31,7 @@ from aftershock.models import LoadedModel, load
 from aftershock.numerics import format_of, generator, words
 from aftershock.tasks import probe_items
 from benchmarks.arguments import parser
+from benchmarks.detection_checks import checks
 from benchmarks.environment import environment
 
 LAYERS = ("layers.0.self_attn.q_proj", "layers.0.mlp.down_proj", "layers.15.self_attn.o_proj", "layers.15.mlp.up_proj")
@@ -219,7 +220,8 @@ def main() -> None:
         found.append(row)
         if not arguments.json:
             print(row, flush=True)
-    print(json.dumps({"benchmark": "detection", "model": arguments.model, **environment(), "cells": found}))
+    described = {"benchmark": "detection", "model": arguments.model, **environment()}
+    print(json.dumps({**described, "cells": found, "checks": list(checks(found))}))
 
 
 if __name__ == "__main__":

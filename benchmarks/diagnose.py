@@ -36,6 +36,7 @@ from benchmarks.environment import environment
 from benchmarks.plants.building import clean_target, planted_target
 from benchmarks.plants.cases import FOLDER, Case, read_case
 from benchmarks.plants.targets import Target
+from benchmarks.recorded import read_lines
 
 MODEL = "demo:smollm2-135m"
 QUICK = 4
@@ -108,8 +109,7 @@ def scores_of(arguments: argparse.Namespace) -> Iterator[Score]:
 
 def recorded(files: Sequence[Path]) -> list[Score]:
     """The scores in files, one of each case."""
-    lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    return list({line["case"]: Score(**line) for line in lines}.values())
+    return list({line["case"]: Score(**line) for line in read_lines(files)}.values())
 
 
 def cost(dtype: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@
 Each part is a benchmark of its own, run one after the other: the same faults under every protection, range guards on
 clean text, statistical checksums under voltage, false alarms and detection of checks, and, where there is a GPU, what
 checks cost there. FOLDER holds texts: `lm/wikitext2_valid.tokens.txt`, `lm/wikitext2_test.raw.txt` and `.jsonl` files.
-`--records` runs nothing: each FILE is what a part printed, its last line.
+`--records` runs nothing: each FILE is what a part printed, its last line, or the plan of `aftershock protect --json`.
 """
 
 import json
@@ -23,6 +23,7 @@ from benchmarks.arguments import parser
 from benchmarks.environment import environment
 
 Json = dict[str, Any]
+PLAN = "plan of protections"
 
 
 def commands(data: Path) -> dict[str, list[str]]:
@@ -59,7 +60,7 @@ def joined(parts: Iterable[Json]) -> Json:
     """All parts, by name (numbered where there are several of one), and all their checks."""
     found: dict[str, Json] = {}
     for one in parts:
-        name = one.get("benchmark", "unnamed")
+        name = one.get("benchmark", PLAN if "chosen" in one else "unnamed")
         same = sum(other == name or other.startswith(f"{name} ") for other in found)
         found[f"{name} {same + 1}" if same else name] = one
     checks = [{"part": name, **check} for name, one in found.items() for check in one.get("checks", ())]

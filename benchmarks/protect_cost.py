@@ -19,6 +19,7 @@ import torch
 
 from aftershock.protect.fused import triton_steps
 from benchmarks.arguments import parser
+from benchmarks.cuda_timing import captured, milliseconds
 from benchmarks.environment import environment
 from benchmarks.llama_shaped import (
     Batch,
@@ -61,52 +62,19 @@ SETTINGS = {
     "decode 64": Setting(64, 1, 1024, 0.06, 0.03),
 }
 
-Passes = dict[str, Callable[[], None]]
+Passes = dict[str, Callable[[], object]]
 
 
-def captured(step: Callable[[], object]) -> Callable[[], None]:
-    """A step as a CUDA graph, after runs that compile what there is to compile; a call replays it."""
-    # torch gives its streams no types.
-    cuda: Any = torch.cuda
-    aside = cuda.Stream()
-    aside.wait_stream(cuda.current_stream())
-    with cuda.stream(aside):
-        for _ in range(3):
-            step()
-    cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph.replay
-
-
-def plain(decoder: Decoder, batch: Batch) -> Callable[[], None]:
+def plain(decoder: Decoder, batch: Batch) -> Callable[[], object]:
     """The plain decoder, its layers compiled: one compilation, as all have the same shapes."""
     run = torch.compile(lambda layer, *arguments: layer(*arguments), fullgraph=True, dynamic=False)
     return captured(lambda: plain_pass(decoder, batch, run))
 
 
-def checked(decoder: Decoder, guards: Guards, batch: Batch) -> Callable[[], None]:
+def checked(decoder: Decoder, guards: Guards, batch: Batch) -> Callable[[], object]:
     """The decoder by fused steps, with what is guarded checked."""
     blocks = [block(layer) for layer in decoder.layers]
     return captured(lambda: checked_pass(triton_steps, decoder, blocks, guards, batch))
-
-
-def milliseconds(passes: Passes, turns: int) -> dict[str, list[float]]:
-    """Time of each on the device, one after the other, `turns` times, after one turn that does not count."""
-    # torch gives its events no types.
-    cuda: Any = torch.cuda
-    found: dict[str, list[float]] = {name: [] for name in passes}
-    for turn in range(1 + turns):
-        for name, replay in passes.items():
-            begin, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
-            begin.record()
-            replay()
-            end.record()
-            end.synchronize()
-            if turn:
-                found[name].append(begin.elapsed_time(end))
-    return found
 
 
 def measure(decoder: Decoder, guarded: dict[str, Guards], setting: Setting, turns: int) -> dict[str, Any]:

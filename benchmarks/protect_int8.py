@@ -10,9 +10,9 @@ from aftershock.faults import ActivationSite, Fault, Flip, WeightSite
 from aftershock.models import LoadedModel
 from aftershock.numerics import format_of
 from aftershock.protect import protect, protected_records
-from aftershock.replay import ItemRun, ReferenceExecutor
-from aftershock.study import ItemRecord, Trial, TrialRecord
-from aftershock.tasks import Item, classify, score_change
+from aftershock.replay import ReferenceExecutor
+from aftershock.study import Trial, TrialRecord
+from aftershock.study.trial import compare_item
 from benchmarks.protect_parts import Drawn
 from benchmarks.protect_schemes import INT8
 
@@ -50,7 +50,8 @@ def _struck_words(drawn: Drawn, trials: Iterable[Trial]) -> Iterator[TrialRecord
             with _flipped(protected.model, fault):
                 # Each has golden runs of its own: here that of a model whose word is wrong.
                 found = ReferenceExecutor(protected.model).golden(batch).items
-            items = tuple(map(_compared, batch.items, clean, found))
+            pairs = zip(batch.items, clean, found, strict=True)
+            items = tuple(compare_item(item, one, other, True, None) for item, one, other in pairs)
             yield TrialRecord(
                 trial=trial.number,
                 faults=(str(fault),),
@@ -79,17 +80,3 @@ def _flipped(model: LoadedModel, fault: Fault) -> Iterator[None]:
         yield
     finally:
         weight[fault.site.index] ^= mask
-
-
-def _compared(item: Item, clean: ItemRun, found: ItemRun) -> ItemRecord:
-    return ItemRecord(
-        item=item.id,
-        outcome=classify(item, clean.answer, found.answer),
-        eligible=clean.answer.right is not False,
-        right=found.answer.right,
-        output=None,
-        score_change=score_change(item, clean.answer, found.answer),
-        first_difference=None,
-        rmse=None,
-        kl=None,
-    )

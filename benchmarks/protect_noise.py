@@ -5,9 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from aftershock.replay import Batch, ItemRun, ReferenceExecutor
-from aftershock.study import SDC
 from aftershock.tasks import classify
 from benchmarks.protect_figures import NOISE
+from benchmarks.protect_generations import share
 from benchmarks.protect_parts import Drawn
 from benchmarks.recorded import Lines
 
@@ -29,13 +29,8 @@ def _reshaped(drawn: Drawn, batch: Batch) -> dict[str, Any]:
     # Halves keep the batch's number, so each has an executor of its own.
     found: list[ItemRun] = [one for half in _halves(batch) for one in ReferenceExecutor(model).golden(half).items]
     pairs = zip(batch.items, clean, found, strict=True)
-    outcomes = [(classify(item, one.answer, other.answer), one.answer.right) for item, one, other in pairs]
-    counted = [outcome in SDC for outcome, right in outcomes if right is not False]
-    return {
-        "outcomes": [outcome for outcome, _ in outcomes],
-        "sdc": sum(counted) / len(counted) if counted else None,
-        "ran": True,
-    }
+    outcomes = [classify(item, one.answer, other.answer) for item, one, other in pairs]
+    return {"outcomes": outcomes, "sdc": share(outcomes, [one.answer for one in clean]), "ran": True}
 
 
 def _halves(batch: Batch) -> Iterator[Batch]:

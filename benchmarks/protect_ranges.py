@@ -4,17 +4,17 @@
         [--model SPEC] [--dtype NAME] [--device NAME] [--margin SHARE] [--bound-tokens N] [--rows N] [--seconds S]
 
 Bounds of every product are the smallest and largest value on the first tokens of `--bounds-from`, widened on either
-side by `--margin` times their distance, chosen before any other text was seen. The smallest and largest values on every
-other text are held against them; where one lies outside, guards count how many do. FT2's bounds are set by the first
-tokens of each window (one pass) times 1 and 2, and held against the rest of it (a second pass, as decoding that text
-would give it); clamped, the choices that become others are counted. `--lines` keeps one JSON object a step as it comes;
-what it holds already is not run again.
+side by `--margin` times their distance, chosen before any other text was seen. On every other text guards count the
+values outside, and its own smallest and largest values say which margin would hold all. FT2's bounds are set by the
+first tokens of each window (one pass) times 1 and 2, and held against the rest of it (a second pass, as decoding that
+text would give it); clamped, the choices that become others are counted. `--lines` keeps one JSON object a step as it
+comes; what it holds already is not run again.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import DynamicCache
 
 from aftershock.models import LoadedModel, load
 from aftershock.protect import Counts, FirstTokenBounds, RangeGuard, observe_bounds, protect
+from aftershock.protect.observed import widened
 from benchmarks.arguments import parser
 from benchmarks.environment import environment
 from benchmarks.false_alarms import LENGTH, text_of, windows
@@ -39,11 +40,6 @@ SLICE = 8
 """Windows of one step; steps take texts in turn."""
 
 Ranges = dict[str, tuple[float, float]]
-
-
-def widened(bounds: Ranges, margin: float) -> Ranges:
-    """Bounds further out on either side by a share of their distance."""
-    return {name: (low - margin * (high - low), high + margin * (high - low)) for name, (low, high) in bounds.items()}
 
 
 def needed_margin(bounds: Ranges, found: Ranges) -> tuple[float, str]:
@@ -68,38 +64,13 @@ def seen_bounds(model: LoadedModel, ids: torch.Tensor, rows: int) -> dict[str, A
 
 
 def held_out(model: LoadedModel, ids: torch.Tensor, rows: int, bounds: Ranges, margin: float) -> dict[str, Any]:
-    """Clean values of a text outside bounds with a margin, and the margin that would hold all."""
-    passes = torch.split(ids, rows)
-    need, module = needed_margin(bounds, extremes(model, passes, bounds))
-    found = beyond(model, passes, widened(bounds, margin)) if need > margin else 0
-    return {"tokens": ids.numel(), "outside": found, "needed_margin": need, "module": module}
-
-
-@torch.inference_mode()
-def extremes(model: LoadedModel, passes: Sequence[torch.Tensor], names: Iterable[str]) -> Ranges:
-    """The smallest and largest value of some modules' outputs: as `observe_bounds`, in one pass over each output."""
-    found: dict[str, list[torch.Tensor]] = {name: [] for name in names}
-
-    def watch(name: str) -> Callable[..., None]:
-        return lambda module, inputs, output: found[name].extend(output.aminmax())
-
-    hooks = [model.module.get_submodule(name).register_forward_hook(watch(name)) for name in found]
-    try:
-        for some in passes:
-            model.module(input_ids=some.to(model.device), use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {name: (float(min(own)), float(max(own))) for name, own in found.items()}
-
-
-@torch.inference_mode()
-def beyond(model: LoadedModel, passes: Sequence[torch.Tensor], bounds: Ranges) -> int:
-    """How many values range guards find outside their bounds."""
-    with protect(model, [RangeGuard(bounds, limit="count")]) as protected:
-        for some in passes:
-            protected.model.module(input_ids=some.to(model.device), use_cache=False)
-        return sum(one.wrong for one in protected.report())
+    """Clean values of a text that guards find outside bounds with a margin, and the margin that would hold all."""
+    # Guards that only count change nothing, so the same passes tell what was there.
+    with protect(model, [RangeGuard(widened(bounds, margin), limit="count")]) as protected:
+        found = observe_bounds(protected.model, torch.split(ids, rows))
+        beyond = sum(one.wrong for one in protected.report())
+    need, module = needed_margin(bounds, found)
+    return {"tokens": ids.numel(), "outside": beyond, "needed_margin": need, "module": module}
 
 
 @torch.inference_mode()

@@ -1,6 +1,7 @@
 """ReaLM's claim (arXiv 2503.24053) on our models: voltage, perplexity and energy of each component under six schemes.
 
-    python -m benchmarks.protect_voltage DATA --json
+    python -m benchmarks.protect_voltage DATA --json [--quick] [--lines FILE]
+    python -m benchmarks.protect_voltage --json --records FILE...
 
 For each component alone, in all layers: a critical region is fitted on WikiText-2's validation text; by bisection the
 voltage at which the component without protection loses 15 perplexity; there, and over the range of voltages, what
@@ -8,7 +9,7 @@ schemes lose on the test text, and how many tiles they compute again. DATA is a 
 
 Measured: perplexities, tiles. Modelled: the rates of errors (a published table), energy (docs/hardware.md). A rate is
 the chance of a sum to have one of its 32 bits flipped, all alike, unless a variation says otherwise. Every record goes
-to --records at once; a run that was killed goes on from there.
+to --lines at once, and a run that was killed goes on from there; --records sums up such files.
 """
 
 import json
@@ -17,13 +18,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from aftershock.hardware import SystolicArray, error_table
-from aftershock.models import Arithmetic, LoadedModel, load
-from aftershock.protect import load_regions, text_windows
+from aftershock.models import Arithmetic, LoadedModel, load, text_windows
+from aftershock.protect import load_regions
 from benchmarks.arguments import parser
 from benchmarks.environment import environment
-from benchmarks.voltage_protocol import COMPONENTS, Bench, Sizes, Variation, run_at_harm, run_range, run_variation
-from benchmarks.voltage_records import Records
-from benchmarks.voltage_summary import summary
+from benchmarks.recorded import Json, Lines, read_lines
+from benchmarks.voltage_protocol import COMPONENTS, KEYS, Bench, Sizes, Variation, run_at_harm, run_range, run_variation
+from benchmarks.voltage_summary import checks, summary
 
 FULL = Sizes(fit_seeds=4, loss_seeds=5, sweep_seeds=3, sweep_step=20)
 QUICK = Sizes(fit_seeds=2, loss_seeds=2, sweep_seeds=1, sweep_step=120)
@@ -42,7 +43,7 @@ VARIATIONS = (
 def arguments() -> ArgumentParser:
     """What the benchmark takes."""
     made = parser(__doc__, "one component, few seeds and voltages")
-    made.add_argument("data", type=Path)
+    made.add_argument("data", type=Path, nargs="?")
     made.add_argument("--model", default="demo:smollm2-135m")
     made.add_argument("--arithmetic", default="w8a8-requantised", choices=("w8a8", "w8a8-requantised"))
     made.add_argument("--device", default="cpu")
@@ -52,13 +53,13 @@ def arguments() -> ArgumentParser:
     made.add_argument("--step", type=int, default=20, help="millivolts between the voltages of the range")
     made.add_argument("--components", nargs="*", default=list(COMPONENTS))
     made.add_argument("--vary", nargs="*", default=[], help="components to measure under every variation too")
-    made.add_argument("--records", type=Path, default=Path("protect_voltage.jsonl"))
+    made.add_argument("--lines", type=Path, default=Path("protect_voltage.jsonl"), help="what was measured, added to")
+    made.add_argument("--records", type=Path, nargs="+", help="files that --lines wrote: nothing is run")
     made.add_argument("--regions", type=Path, help="regions fitted before, on this model; of others a fit is made")
-    made.add_argument("--no-run", action="store_true", help="only sum up the records")
     return made
 
 
-def bench(options: Namespace, model: LoadedModel, records: Records, sizes: Sizes, data: Path) -> Bench:
+def bench(options: Namespace, model: LoadedModel, records: Lines, sizes: Sizes, data: Path) -> Bench:
     """The texts of a model, cut into windows."""
     fit, test = (
         text_windows(model, (data / "lm" / name).read_text(), options.passes, options.windows, options.length)
@@ -68,24 +69,33 @@ def bench(options: Namespace, model: LoadedModel, records: Records, sizes: Sizes
     return Bench(model, options.arithmetic, fit, test, records, sizes, regions)
 
 
-def main() -> None:
-    """Measure, and print the figures as one JSON object."""
-    options = arguments().parse_args()
+def run(options: Namespace) -> list[Json]:
+    """Measure what is not there yet; all records."""
     sizes = QUICK if options.quick else replace(FULL, sweep_step=options.step)
-    records = Records(options.records)
-    if not options.no_run:
-        arithmetic: Arithmetic = options.arithmetic
-        model = load(options.model, device=options.device, arithmetic=arithmetic)
-        made = bench(options, model, records, sizes, options.data)
-        components = options.components[: 1 if options.quick else None]
-        for component in components:
-            run_at_harm(made, component, ACTIVE)
-        for component in components:
-            run_range(made, component, ACTIVE)
-        for component in options.vary:
-            for variation in VARIATIONS:
-                run_variation(made, component, variation)
-    print(json.dumps({"benchmark": "protect_voltage", **environment(), **summary(records.all())}))
+    lines = Lines(options.lines, KEYS)
+    arithmetic: Arithmetic = options.arithmetic
+    model = load(options.model, device=options.device, arithmetic=arithmetic)
+    made = bench(options, model, lines, sizes, options.data)
+    components = options.components[: 1 if options.quick else None]
+    for component in components:
+        run_at_harm(made, component, ACTIVE)
+    for component in components:
+        run_range(made, component, ACTIVE)
+    for component in options.vary:
+        for variation in VARIATIONS:
+            run_variation(made, component, variation)
+    return lines.records
+
+
+def main() -> None:
+    """Measure, or read, and print the figures as one JSON object."""
+    made = arguments()
+    options = made.parse_args()
+    if (options.data is None) == (options.records is None):
+        made.error("give DATA, a folder of texts, or --records")
+    found = summary(read_lines(options.records) if options.records else run(options))
+    checked = list(checks(found))
+    print(json.dumps({"benchmark": "protect_voltage", **environment(), **found, "checks": checked}))
 
 
 if __name__ == "__main__":

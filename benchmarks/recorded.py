@@ -12,11 +12,13 @@ class Lines:
     """JSON objects, one a line of a file (or kept here alone, where there is none), each found by some of its keys."""
 
     def __init__(self, path: Path | None, keys: Sequence[str]) -> None:
-        """What the file holds already, where it is there."""
+        """What the file holds already, where it is there; a last line that a killed run left half written is cut."""
         self._path, self._keys = path, tuple(keys)
-        self._found: dict[tuple[Any, ...], Json] = {}
-        for record in read_lines([path] if path is not None and path.exists() else []):
-            self._found[self._key(record)] = record
+        if path is not None and path.exists():
+            with path.open("r+b") as file:
+                file.truncate(file.read().rfind(b"\n") + 1)
+        known = read_lines([path] if path is not None and path.exists() else [])
+        self._found = {self._key(record): record for record in known}
 
     @property
     def records(self) -> list[Json]:
@@ -40,10 +42,17 @@ class Lines:
     def __contains__(self, key: Mapping[str, Any]) -> bool:
         return self._key(key) in self._found
 
-    def _key(self, record: Mapping[str, Any]) -> tuple[Any, ...]:
-        return tuple(record.get(name) for name in self._keys)
+    def _key(self, record: Mapping[str, Any]) -> str:
+        # As text, in which a list is a key too, and the same as a tuple.
+        return json.dumps([record.get(name) for name in self._keys])
 
 
 def read_lines(paths: Sequence[Path]) -> list[Json]:
-    """The objects of files of lines, one after the other."""
-    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines() if line]
+    """The objects of files of lines, one after the other; a last line without an end is half a one, and left out."""
+    texts = (path.read_text(encoding="utf-8") for path in paths)
+    return [_flat(json.loads(line)) for text in texts for line in text.split("\n")[:-1] if line]
+
+
+def _flat(line: Json) -> Json:
+    """A record: lines of older files keep what was asked and what was measured apart, as "key" and "value"."""
+    return {**line["key"], **line["value"]} if line.keys() == {"key", "value"} else line

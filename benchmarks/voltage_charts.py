@@ -13,12 +13,12 @@ from aftershock.models import load, model_hash
 from aftershock.protect import CriticalRegions, save_regions, text_digest
 from aftershock.report import VoltageLoss, region_chart, voltage_chart, write_charts
 from benchmarks.protect_voltage import FIT_TEXT
-from benchmarks.voltage_protocol import ACCEPTED, FIT_SEED
-from benchmarks.voltage_records import Record, Records
-from benchmarks.voltage_summary import SAME, component, region_of_record
+from benchmarks.recorded import Json, read_lines
+from benchmarks.voltage_protocol import ACCEPTED, FIT_SEED, SAME, region_of_record
+from benchmarks.voltage_summary import component
 
 
-def regions_file(fits: list[Record], text: str) -> CriticalRegions:
+def regions_file(fits: list[Json], text: str) -> CriticalRegions:
     """The regions of one run."""
     run = fits[0]
     return CriticalRegions(
@@ -37,7 +37,7 @@ def regions_file(fits: list[Record], text: str) -> CriticalRegions:
     )
 
 
-def losses(records: list[Record], fit: Record) -> list[VoltageLoss]:
+def losses(records: list[Json], fit: Json) -> list[VoltageLoss]:
     """Losses over the range of voltages."""
     rows = component(records, fit)["range"]["rows"]
     return [
@@ -52,8 +52,8 @@ def main() -> None:
         parser.add_argument(name, type=Path)
     options = parser.parse_args()
     text = (options.data / "lm" / FIT_TEXT).read_text()
-    runs: dict[tuple[object, ...], list[Record]] = {}
-    for record in Records(options.records).all():
+    runs: dict[tuple[object, ...], list[Json]] = {}
+    for record in read_lines([options.records]):
         runs.setdefault(tuple(record[name] for name in SAME), []).append(record)
     for own in runs.values():
         fits = [one for one in own if one["kind"] == "region"]

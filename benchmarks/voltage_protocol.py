@@ -18,10 +18,11 @@ from aftershock.hardware import (
     Unprotected,
     Zeroing,
 )
-from aftershock.models import LoadedModel
-from aftershock.protect import FittedRegion, GridPoint, Scope, fit_component, perplexity, upper_bound
+from aftershock.models import LoadedModel, text_perplexity
+from aftershock.protect import FittedRegion, GridPoint, Scope, fit_component
 from aftershock.protect.regions.fitting import region_of
-from benchmarks.voltage_records import Record, Records
+from aftershock.stats import upper_bound
+from benchmarks.recorded import Json, Lines
 from benchmarks.voltage_trials import Setting, depth_passes, trial
 
 COMPONENTS = ("q", "k", "v", "qk", "sv", "gate", "up", "o", "down")
@@ -34,8 +35,12 @@ ACCEPTED = 0.3
 EXACT = (Duplication, ClassicalABFT)
 """Schemes that compute all that is wrong again, and so lose nothing: one seed shows it."""
 
-HIGHEST = 840
-"""Millivolts: the highest voltage at which `drift-active` has errors."""
+SAME = ("model", "arithmetic", "passes", "windows", "length", "device")
+"""What the records of one run have in common."""
+
+_READING = ("table", "unit", "bits", "dataflow", "scope")
+KEYS = (*SAME, "kind", "component", "seeds", "text", "scheme", "millivolts", "seed", *_READING)
+"""What a record was asked for: clean perplexities, regions and trials have some of these each."""
 
 _BISECTION_SEEDS, _STEP = 2, 5
 FIT_SEED, _FIRST_TEST = 7, 100
@@ -61,12 +66,12 @@ class Bench:
     arithmetic: str
     fit: torch.Tensor
     test: torch.Tensor
-    records: Records
+    records: Lines
     sizes: Sizes
     regions: tuple[FittedRegion, ...] = ()
 
     @property
-    def key(self) -> Record:
+    def key(self) -> Json:
         """What every record says of the model and the pass."""
         passes, windows, length = self.test.shape
         return {
@@ -81,10 +86,10 @@ class Bench:
     def clean(self, text: str) -> float:
         """Perplexity without errors."""
         windows = self.fit if text == "fit" else self.test
-        value = self.records.measured(
-            {"kind": "clean", "text": text, **self.key}, lambda: {"perplexity": perplexity(self.model, windows)}
+        record = self.records.get(
+            {"kind": "clean", "text": text, **self.key}, lambda: {"perplexity": text_perplexity(self.model, windows)}
         )
-        return float(value["perplexity"])
+        return float(record["perplexity"])
 
 
 @dataclass(frozen=True)
@@ -101,16 +106,20 @@ class Variation:
 def fitted(bench: Bench, component: str) -> FittedRegion:
     """A component's region, from the records or regions where it is there; tiles of an output-stationary array."""
 
-    def measure() -> Record:
+    def measure() -> Json:
         known = next((one for one in bench.regions if one.component == component), None)
         seeds = bench.sizes.fit_seeds
         made = known or fit_component(bench.model, component, bench.fit, _OUTPUT_STATIONARY, ACCEPTED, seeds, FIT_SEED)
         return {"tiles": made.tiles, "clean": made.clean, "points": [asdict(point) for point in made.points]}
 
     key = {"kind": "region", "component": component, "seeds": bench.sizes.fit_seeds, **bench.key}
-    value = bench.records.measured(key, measure)
-    points = tuple(GridPoint(**{**point, "losses": tuple(point["losses"])}) for point in value["points"])
-    return FittedRegion(component, region_of(points), value["tiles"], value["clean"], points)
+    return region_of_record(bench.records.get(key, measure))
+
+
+def region_of_record(fit: Json) -> FittedRegion:
+    """The region that a record was fitted to."""
+    points = tuple(GridPoint(**{**point, "losses": tuple(point["losses"])}) for point in fit["points"])
+    return FittedRegion(fit["component"], region_of(points), fit["tiles"], fit["clean"], points)
 
 
 def schemes(region: FittedRegion, scope: Scope) -> tuple[Scheme, ...]:
@@ -144,11 +153,21 @@ def losses(bench: Bench, text: str, setting: Setting, seeds: Sequence[int]) -> I
     }
     for seed in seeds:
 
-        def measure(seed: int = seed) -> Record:
+        def measure(seed: int = seed) -> Json:
             found, tiles = trial(bench.model, windows, setting, seed)
             return {"perplexity": found, "loss": found - clean, **asdict(tiles)}
 
-        yield float(bench.records.measured({**key, "seed": seed}, measure)["loss"])
+        yield float(bench.records.get({**key, "seed": seed}, measure)["loss"])
+
+
+def error_free(table: ErrorTable) -> float:
+    """Volts: the lowest voltage of a table without errors."""
+    return min(voltage for voltage, rate in table.points if rate == 0)
+
+
+def highest(table: ErrorTable) -> int:
+    """Millivolts: the highest voltage of a table at which there are errors."""
+    return max(round(1000 * voltage) for voltage, rate in table.points if rate > 0)
 
 
 def voltage_of_harm(bench: Bench, unprotected: Setting) -> int:
@@ -156,7 +175,6 @@ def voltage_of_harm(bench: Bench, unprotected: Setting) -> int:
     lowest where it never is. By bisection with two seeds, as errors grow as voltage falls; then downward until it holds
     for all."""
     lowest = -(-round(1000 * unprotected.table.lowest) // _STEP)
-    highest = max(round(1000 * voltage) for voltage, rate in unprotected.table.points if rate > 0) // _STEP
 
     def lost(step: int, count: int) -> float:
         at = replace(unprotected, voltage=step * _STEP / 1000)
@@ -164,7 +182,7 @@ def voltage_of_harm(bench: Bench, unprotected: Setting) -> int:
 
     if lost(lowest, _BISECTION_SEEDS) < LOST:
         return lowest * _STEP
-    low, high = lowest, highest + 1
+    low, high = lowest, highest(unprotected.table) // _STEP + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if lost(middle, _BISECTION_SEEDS) >= LOST else (low, middle)
@@ -199,7 +217,7 @@ def sweep(bench: Bench, setting: Setting) -> None:
     """The range of voltages from the highest down: several seeds until the loss is not acceptable any more, then one,
     as recoveries hardly vary."""
     acceptable = True
-    for voltage in range(HIGHEST, round(1000 * setting.table.lowest) - 1, -bench.sizes.sweep_step):
+    for voltage in range(highest(setting.table), round(1000 * setting.table.lowest) - 1, -bench.sizes.sweep_step):
         seeds = _seeds(bench.sizes.sweep_seeds if acceptable else 1)
         found = list(losses(bench, "test", replace(setting, voltage=voltage / 1000), seeds))
         acceptable = acceptable and upper_bound(found) <= ACCEPTED

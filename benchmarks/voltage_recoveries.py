@@ -23,6 +23,7 @@ from aftershock.hardware import (
     StatisticalABFT,
     SystolicArray,
     TileErrors,
+    Unprotected,
     best_point,
     draw_faults,
     error_table,
@@ -33,6 +34,7 @@ from aftershock.numerics import generator
 from aftershock.protect import CriticalRegions, FittedRegion, load_regions
 from benchmarks.arguments import parser
 from benchmarks.environment import environment
+from benchmarks.voltage_protocol import error_free
 
 TABLE = error_table("drift-active")
 VOLTAGES = tuple(millivolts / 1000 for millivolts in range(600, 851, 10))
@@ -65,7 +67,8 @@ def component(fitted: FittedRegion, drawn: dict[float, TileErrors]) -> dict[str,
     shares = {rule.name: [rule.share(errors) for errors in drawn.values()] for rule in rules}
     best = {rule.name: _best(rule, shares[rule.name]) for rule in rules}
     own = best.pop(StatisticalABFT.name)
-    prior = min([_error_free(), *best.values()], key=lambda point: point.energy)
+    without = best_point(Unprotected(), [error_free(TABLE)], [0.0], [True])
+    prior = min([without, *best.values()], key=lambda point: point.energy)
     statistical = shares[StatisticalABFT.name]
     others = (ClassicalABFT.name, ApproxABFT.name)
     return {
@@ -82,12 +85,6 @@ def component(fitted: FittedRegion, drawn: dict[float, TileErrors]) -> dict[str,
 
 def _best(rule: Scheme, shares: list[float]) -> OperatingPoint:
     return best_point(rule, VOLTAGES, shares, [True] * len(VOLTAGES))
-
-
-def _error_free() -> OperatingPoint:
-    """No protection at the lowest voltage without errors."""
-    lowest = min(voltage for voltage in VOLTAGES if TABLE.rate(voltage) == 0)
-    return OperatingPoint(lowest, (lowest / 0.9) ** 2)
 
 
 def figures(regions: CriticalRegions, tiles: int) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 
 from aftershock.hardware import ACCUMULATOR_BITS, ErrorTable, Gemm, Scheme, SystolicArray, draw_faults
-from aftershock.models import LoadedModel
-from aftershock.protect import Scope, by_depth, changed_sums, perplexity, recover
+from aftershock.models import LoadedModel, text_perplexity
+from aftershock.protect import Scope, by_depth, changed_sums, recover
 
 _ONE_PASS = SystolicArray("output-stationary")
 
@@ -79,7 +79,7 @@ def at_voltage(model: LoadedModel, setting: Setting, seed: int) -> Iterator[Tile
 def trial(model: LoadedModel, windows: torch.Tensor, setting: Setting, seed: int) -> tuple[float, Tiles]:
     """Perplexity of windows at a voltage, and what became of the tiles."""
     with at_voltage(model, setting, seed) as counts:
-        found = perplexity(model, windows)
+        found = text_perplexity(model, windows)
     return found, counts
 
 
@@ -92,5 +92,6 @@ def depth_passes(model: LoadedModel, component: str, windows: torch.Tensor, arra
         return sums
 
     with changed_sums(model, component, look):
-        perplexity(model, windows)
+        # One pass of one text has the shapes of all.
+        text_perplexity(model, windows[:1, :1])
     return max(array.passes(Gemm(1, depth, 1)) for depth in depths)

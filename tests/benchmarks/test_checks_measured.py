@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.detection import WARP, Seen, errors, struck
+from benchmarks.detection_checks import checks
 from benchmarks.false_alarms import STEPS, Tally, quantile, text_of, windows
 
 from aftershock.errors import InputError
@@ -73,3 +74,28 @@ def test_strikes_that_change_nothing_are_no_trials() -> None:
     seen = Seen()
     seen.add(torch.tensor([True, False, False, True]), torch.tensor([2.0, 0.5, 0.0, 0.0]))
     assert (seen.trials, seen.seen, seen.largest_missed) == (2, 1, 0.5)
+
+
+def test_what_no_flip_may_escape() -> None:
+    def cell(site: str, bit: int, seen: int, **more: object) -> dict[str, object]:
+        kind = {"dtype": "bfloat16", "check": "stored", "pattern": "single"}
+        return {**kind, "site": site, "bit": bit, "trials": 4, "seen": seen, "largest_missed": 0.5, **more}
+
+    good = [
+        cell("output", 14, 4),
+        cell("output", 13, 0),
+        cell("sum", 30, 4),
+        cell("sum", 14, 0),
+        cell("int32 sum", 14, 4, check="rows"),
+        cell("int32 sum", 31, 0, check="rows", pattern="strided"),
+        cell("int32 sum", 31, 4, check="columns", pattern="strided"),
+        {"dtype": "bfloat16", "site": "smallest error seen in 99 % of rows", "check": "fused", "thresholds": 1.0},
+    ]
+    assert [(one["value"], one["met"]) for one in checks(good)] == [(0, True), *[(1.0, True)] * 3]
+    bad = [
+        cell("output", 3, 0, largest_missed=float("inf")),
+        cell("weight", 14, 3),
+        cell("int32 sum", 0, 3, check="rows"),
+        cell("int32 sum", 0, 3, check="columns"),
+    ]
+    assert [(one["value"], one["met"]) for one in checks(bad)] == [(1, False), *[(0.75, False)] * 3]

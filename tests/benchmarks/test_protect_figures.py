@@ -1,13 +1,16 @@
 """Figures of the comparison of protections, from records made by hand; what is kept and resumed; all parts joined."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from benchmarks.protect import joined
 from benchmarks.protect_figures import checks, figures, part_figures
-from benchmarks.protect_ranges import needed_margin, widened
-from benchmarks.recorded import Lines
+from benchmarks.protect_ranges import held_out, needed_margin
+
+from aftershock.protect import observe_bounds
+from aftershock.protect.observed import widened
+from tiny_models import tiny_loaded
 
 PART = "float32 output"
 FULL = "full checksums + fingerprint"
@@ -80,17 +83,6 @@ def test_a_target_that_is_just_reached_is_met(harmful: int, met: bool) -> None:
     assert (check["value"], check["target"], check["met"]) == (harmful, 300, met)
 
 
-def test_records_are_kept_and_not_made_again(tmp_path: Path) -> None:
-    path = tmp_path / "records.jsonl"
-    lines = Lines(path, ("part", "trial"))
-    lines.get({"part": "one", "trial": 1}, lambda: {"value": 3})
-    again = Lines(path, ("part", "trial"))
-    assert {"part": "one", "trial": 1} in again
-    assert again.get({"part": "one", "trial": 1}, lambda: pytest.fail("it was kept"))["value"] == 3
-    assert again.get({"part": "one", "trial": 2}, lambda: {"value": 4})["value"] == 4
-    assert [one["value"] for one in Lines(path, ("part", "trial")).records] == [3, 4]
-
-
 def test_margins() -> None:
     bounds = {"up": (-1.0, 1.0), "down": (0.0, 4.0)}
     need, module = needed_margin(bounds, {"up": (-1.5, 1.0), "down": (1.0, 4.5)})
@@ -99,9 +91,26 @@ def test_margins() -> None:
     assert needed_margin(bounds, {"up": (-0.5, 0.5), "down": (1.0, 3.0)})[0] < 0
 
 
+def test_clean_values_are_held_against_bounds_with_a_margin() -> None:
+    model = tiny_loaded("llama")
+    ids = torch.arange(40).view(4, 10) % 64
+    seen = observe_bounds(model, [ids])
+    own = held_out(model, ids, 2, seen, 0.0)
+    assert (own["tokens"], own["outside"], own["needed_margin"]) == (40, 0, 0.0)
+    narrow = widened(seen, -0.25)
+    found = held_out(model, ids, 2, narrow, 0.0)
+    assert found["outside"] > 0
+    assert found["needed_margin"] == pytest.approx(0.5)
+    assert held_out(model, ids, 4, narrow, 0.501)["outside"] == 0
+
+
 def test_parts_are_joined_with_all_their_checks() -> None:
     check = {"name": "alarms", "value": 0, "target": 0, "met": True}
     bad = {**check, "met": False}
     found = joined([{"benchmark": "one", "checks": own} for own in ([check], [bad], [bad, check])])
     assert [one["part"] for one in found["checks"]] == ["one", "one 2", "one 3", "one 3"]
     assert found["met"] == "2 of 4"
+
+
+def test_a_plan_stands_beside_the_benchmarks() -> None:
+    assert joined([{"chosen": ["Checksum"]}])["parts"] == {"plan of protections": {"chosen": ["Checksum"]}}

@@ -1,15 +1,18 @@
 """The parts of benchmarks.protect_voltage that a wrong figure could come from."""
 
+import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from benchmarks.voltage_protocol import Bench, Sizes, schemes, voltage_of_harm
-from benchmarks.voltage_records import Records
+from benchmarks.protect_voltage import main
+from benchmarks.recorded import Lines
+from benchmarks.voltage_protocol import KEYS, Bench, Sizes, error_free, highest, schemes, voltage_of_harm
 from benchmarks.voltage_recoveries import VOLTAGES, component, tiles_at
-from benchmarks.voltage_summary import summary
+from benchmarks.voltage_summary import checks, summary
 from benchmarks.voltage_trials import Setting, at_voltage, depth_passes, trial
 
 from aftershock.hardware import (
@@ -25,12 +28,16 @@ from aftershock.hardware import (
     error_table,
     relative_energy,
 )
-from aftershock.models import LoadedModel, load
-from aftershock.protect import FittedRegion, GridPoint, Scope, changed_sums, perplexity, text_windows
+from aftershock.models import LoadedModel, load, text_perplexity, text_windows
+from aftershock.protect import FittedRegion, GridPoint, Scope, changed_sums
 from tiny_models import save_tiny
 
 ARRAY = SystolicArray("output-stationary", 16, 16)
 TABLE = ErrorTable("planted", ((0.9, 0.0), (0.84, 0.01), (0.6, 0.2)))
+POINTS = [
+    {"log_size": 9, "log_frequency": 0, "losses": [0.0, 0.0], "acceptable": True},
+    {"log_size": 10, "log_frequency": 0, "losses": [9.0], "acceptable": False},
+]
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +56,7 @@ def test_every_error_is_seen_and_mended(
     model: LoadedModel, windows: torch.Tensor, component: str, dataflow: Dataflow
 ) -> None:
     array = SystolicArray(dataflow, 16, 16)
-    clean = perplexity(model, windows)
+    clean = text_perplexity(model, windows)
     setting = Setting(component, 0.84, ClassicalABFT(), TABLE, array)
     found, tiles = trial(model, windows, setting, seed=1)
     assert found == clean
@@ -69,12 +76,12 @@ def test_errors_appear_at_the_rate_of_the_table(model: LoadedModel, windows: tor
         return sums
 
     with changed_sums(model, "gate", look):
-        perplexity(model, windows)
+        text_perplexity(model, windows)
         before = seen.copy()
         seen.clear()
         setting = Setting("gate", 0.6, Unprotected(), TABLE, ARRAY, bits=(3, 4))
     with at_voltage(model, setting, 5), changed_sums(model, "gate", look):
-        perplexity(model, windows)
+        text_perplexity(model, windows)
     flipped = before[0] ^ seen[0]
     assert set(torch.unique(flipped).tolist()) == {0, 8, 16}
     chance, n = 0.2, flipped.numel()
@@ -84,39 +91,28 @@ def test_errors_appear_at_the_rate_of_the_table(model: LoadedModel, windows: tor
 def test_a_weight_stationary_array_cuts_by_depth(model: LoadedModel, windows: torch.Tensor) -> None:
     assert depth_passes(model, "down", windows, SystolicArray("weight-stationary", 16, 16)) == 3
     assert depth_passes(model, "down", windows, ARRAY) == 1
+    # As deep as there are tokens.
+    assert depth_passes(model, "sv", windows, SystolicArray("weight-stationary", 16, 16)) == 2
 
 
-def test_the_voltage_of_harm_is_where_the_loss_passes_it(tmp_path: Path, model: LoadedModel) -> None:
+def test_the_voltage_of_harm_is_where_the_loss_passes_it(model: LoadedModel) -> None:
     """Losses are planted in the records: 30 perplexity from 700 mV down."""
     windows = torch.ones(1, 2, 5, dtype=torch.int64)
-    bench = Bench(model, "w8a8", windows, windows, Records(tmp_path / "records.jsonl"), Sizes(2, 2, 1, 120))
+    bench = Bench(model, "w8a8", windows, windows, Lines(None, KEYS), Sizes(2, 2, 1, 120))
 
     tried = set()
 
-    class Planted(Records):
-        def measured(self, key: dict[str, Any], _: Any) -> dict[str, Any]:
+    class Planted(Lines):
+        def get(self, key: Mapping[str, Any], _: Any) -> dict[str, Any]:
+            assert key.keys() <= set(KEYS)
             tried.add(key.get("millivolts"))
             return {"perplexity": 1.0, "loss": 30.0 if key.get("millivolts", 0) <= 700 else 1.0}
 
-    planted = Bench(**{**vars(bench), "records": Planted(tmp_path / "other.jsonl")})
+    planted = Bench(**{**vars(bench), "records": Planted(None, KEYS)})
     table = error_table("drift-active")
     assert voltage_of_harm(planted, Setting("k", 0.6, Unprotected(), table)) == 700
     # By halves: of some fifty voltages few are measured.
     assert len(tried) < 10
-
-
-def test_records_are_measured_once_and_survive_half_a_line(tmp_path: Path) -> None:
-    path = tmp_path / "records.jsonl"
-    assert Records(path).measured({"kind": "trial", "seed": 1}, lambda: {"loss": math.inf}) == {"loss": math.inf}
-    with path.open("a") as file:
-        file.write('{"key": {"kind": "tri')
-
-    def never() -> dict[str, Any]:
-        raise AssertionError("it is there")
-
-    again = Records(path)
-    assert again.measured({"seed": 1, "kind": "trial"}, never) == {"loss": math.inf}
-    assert again.all() == [{"kind": "trial", "seed": 1, "loss": math.inf}]
 
 
 def record(scheme: str, millivolts: int, seed: int, loss: float, again: int) -> dict[str, Any]:
@@ -129,10 +125,6 @@ def record(scheme: str, millivolts: int, seed: int, loss: float, again: int) -> 
 
 
 def test_the_summary_weighs_losses_recoveries_and_energy() -> None:
-    points = [
-        {"log_size": 9, "log_frequency": 0, "losses": [0.0, 0.0], "acceptable": True},
-        {"log_size": 10, "log_frequency": 0, "losses": [9.0], "acceptable": False},
-    ]
     trials = [
         *(record("none", 800, seed, 20.0 + seed, 0) for seed in range(2)),
         *(record("statistical ABFT", 800, seed, 0.1, 2) for seed in range(2)),
@@ -141,7 +133,7 @@ def test_the_summary_weighs_losses_recoveries_and_energy() -> None:
         record("duplication", 800, 0, 0.0, 6),
         *(record("zeroing", 800, seed, 1.0, 0) for seed in range(2)),
     ]
-    fit = {**trials[0], "kind": "region", "tiles": 4, "clean": 9.0, "points": points}
+    fit = {**trials[0], "kind": "region", "tiles": 4, "clean": 9.0, "points": POINTS}
     (run,) = summary([fit, *trials])["runs"]
     (found,) = run["components"]
     assert found["least_harmful_msd"] == 1024
@@ -161,16 +153,64 @@ def test_the_summary_weighs_losses_recoveries_and_energy() -> None:
     assert best["classical ABFT"]["voltage"] == 0.85
 
 
+def fitted_trials(component: str, loss: float, again: int) -> list[dict[str, Any]]:
+    """A region and trials at one voltage: statistical ABFT loses `loss`, and recovers `again` of 10 tiles; ApproxABFT
+    recovers 4, classical ABFT 6."""
+    scheme = {"none": (20.0, 0), "statistical ABFT": (loss, again), "ApproxABFT": (0.0, 4), "classical ABFT": (0.0, 6)}
+    more = {"duplication": (0.0, 6), "zeroing": (1.0, 0)}
+    trials = [record(name, 800, seed, *found) for name, found in {**scheme, **more}.items() for seed in range(2)]
+    fit = {**trials[0], "kind": "region", "tiles": 4, "clean": 9.0, "points": POINTS}
+    return [{**one, "component": component} for one in (fit, *trials)]
+
+
+@pytest.mark.parametrize(
+    ("component", "loss", "again", "met"),
+    [
+        ("k", 0.3, 4, [True, True, True]),
+        ("k", 0.31, 5, [False, True, False]),
+        ("k", math.inf, 7, [False, False, False]),
+        ("o", 5.0, 4, [True, True]),
+    ],
+)
+def test_checks_are_of_the_loss_of_resilient_components_and_of_recoveries(
+    component: str, loss: float, again: int, met: list[bool]
+) -> None:
+    found = list(checks(summary(fitted_trials(component, loss, again))))
+    assert [one["met"] for one in found] == met
+    values = dict(zip(("classical ABFT", "ApproxABFT"), (one["value"] for one in found[-2:]), strict=True))
+    assert values == {"classical ABFT": pytest.approx(again / 10 - 0.6), "ApproxABFT": pytest.approx(again / 10 - 0.4)}
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_records_of_either_form_are_summed_up_without_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old, new = tmp_path / "old.jsonl", tmp_path / "new.jsonl"
+    apart = [
+        {
+            "key": {name: value for name, value in one.items() if name in KEYS},
+            "value": {name: value for name, value in one.items() if name not in KEYS},
+        }
+        for one in fitted_trials("k", 0.1, 2)
+    ]
+    old.write_text("".join(json.dumps(one) + "\n" for one in apart))
+    new.write_text("".join(json.dumps(one) + "\n" for one in fitted_trials("v", 0.1, 2)))
+    monkeypatch.setattr("sys.argv", ["protect_voltage", "--json", "--records", str(old), str(new)])
+    main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [one["component"] for one in found["runs"][0]["components"]] == ["k", "v"]
+    assert len(found["checks"]) == 6
+    assert all(one["met"] for one in found["checks"])
+
+
+def test_voltages_with_and_without_errors() -> None:
+    table = error_table("drift-active")
+    assert (highest(table), error_free(table)) == (840, 0.85)
+    assert (highest(TABLE), error_free(TABLE)) == (840, 0.9)
+
+
 def test_what_is_computed_twice_is_wrong_where_either_run_is() -> None:
-    fit = {
-        "kind": "region",
-        "tiles": 4,
-        "clean": 9.0,
-        "points": [
-            {"log_size": 9, "log_frequency": 0, "losses": [0.0, 0.0], "acceptable": True},
-            {"log_size": 10, "log_frequency": 0, "losses": [9.0], "acceptable": False},
-        ],
-    }
+    fit = {"kind": "region", "tiles": 4, "clean": 9.0, "points": POINTS}
     names = ("none", "statistical ABFT", "ApproxABFT", "classical ABFT", "duplication", "zeroing")
     trials = [{**record(name, 800, seed, 0.0, 0), "corrupted": 1} for name in names for seed in range(2)]
     (run,) = summary([{**trials[0], **fit}, *trials])["runs"]

@@ -22,7 +22,7 @@ from aftershock.protect import (
     save_protections,
 )
 from aftershock.protect.planner.candidates import MARGIN, candidates
-from aftershock.report import require_writable, write_protection_plan
+from aftershock.report import plan_text, require_writable, write_protection_plan
 from aftershock.report.protection import curve_frame, plan_content
 from aftershock.study import load_study, make_plan, to_toml
 from tiny_models import save_tiny, tiny_loaded
@@ -120,13 +120,14 @@ def test_protections_are_read_again(planned: Path, tmp_path: Path) -> None:
 def test_a_page_and_a_picture(planned: Path) -> None:
     page = (planned / "report.html").read_text(encoding="utf-8")
     assert all(name in page for name in record(planned)["chosen"])
+    assert "--budget 100000% --memory-budget 1000% --trials 10<" in page
     assert (planned / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_json_is_the_record(planned: Path) -> None:
     printed = (planned / "printed").read_text(encoding="utf-8")
     assert json.loads(printed) == record(planned)
-    text = ProtectionPlan.model_validate_json(printed).text()
+    text = plan_text(ProtectionPlan.model_validate_json(printed))
     assert "SDC 0.00 %" in text
     assert all(name in text for name in record(planned)["chosen"])
     found = record(planned)

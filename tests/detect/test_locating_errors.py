@@ -13,6 +13,7 @@ from aftershock.detect import (
     check_rows,
     column_word_sums,
     linear_checksum,
+    placed_checksum,
     put_back,
     rounding_of,
     weighted_deviations,
@@ -36,9 +37,10 @@ def layer(dtype, seed=0):
 def test_two_checksums_tell_the_column_of_a_wrong_output(dtype, row, column):
     inputs, weight = layer(dtype)
     checksum, outputs = linear_checksum(weight), linear(inputs, weight)
+    placed = placed_checksum(checksum, weight)
     outputs[row, column] += 2000
     check = check_rows(inputs, outputs, checksum, rounding_of(dtype, "cpu"))
-    found = wrong_columns(check, weighted_deviations(inputs, outputs, checksum), OUTPUTS)
+    found = wrong_columns(check, weighted_deviations(inputs, outputs, placed), OUTPUTS)
     assert abs(int(found.column[row]) - column) <= float(found.within[row])
     if dtype == torch.float32:
         assert float(found.within[row]) < 0.5
@@ -49,9 +51,10 @@ def test_two_checksums_tell_the_column_of_a_wrong_output(dtype, row, column):
 def test_the_column_is_within_what_is_said(row, column, size):
     inputs, weight = layer(torch.bfloat16)
     checksum, outputs = linear_checksum(weight), linear(inputs, weight)
+    placed = placed_checksum(checksum, weight)
     outputs[row, column] += size
     check = check_rows(inputs, outputs, checksum, rounding_of(torch.bfloat16, "cpu"))
-    found = wrong_columns(check, weighted_deviations(inputs, outputs, checksum), OUTPUTS)
+    found = wrong_columns(check, weighted_deviations(inputs, outputs, placed), OUTPUTS)
     assume(bool(check.wrong[row]))
     assert abs(int(found.column[row]) - column) <= float(found.within[row]) + 1
 
@@ -60,10 +63,32 @@ def test_a_wrong_output_beside_a_bias_is_found():
     inputs, weight = layer(torch.float32)
     bias = torch.arange(OUTPUTS).float() * 10
     checksum, outputs = linear_checksum(weight, bias), linear(inputs, weight, bias)
+    placed = placed_checksum(checksum, weight, bias)
     outputs[2, 31] += 2000
     check = check_rows(inputs, outputs, checksum, rounding_of(torch.float32, "cpu"))
-    found = wrong_columns(check, weighted_deviations(inputs, outputs, checksum), OUTPUTS)
+    found = wrong_columns(check, weighted_deviations(inputs, outputs, placed), OUTPUTS)
     assert int(found.column[2]) == 31
+
+
+def test_the_second_checksum_is_of_stored_words_by_place():
+    weight = torch.tensor([[1.0, -2.0], [0.5, 4.0], [8.0, 0.25]], dtype=torch.float16)
+    bias = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float16)
+    placed = placed_checksum(linear_checksum(weight, bias), weight, bias)
+    assert placed.sums.tolist() == [26.0, 6.75]
+    assert float(placed.bias_sum) == 17.0
+    assert placed.places.tolist() == [1, 2, 3]
+
+
+def test_a_wrong_output_is_found_among_outputs_that_are_added_up_with_signs():
+    inputs, weight = layer(torch.float32)
+    alike = weight[:1] + weight * 1e-3
+    checksum, outputs = linear_checksum(alike), linear(inputs, alike)
+    assert checksum.signs is not None
+    column = int((checksum.signs == -1).nonzero()[-1])
+    outputs[2, column] += 2000
+    check = check_rows(inputs, outputs, checksum, rounding_of(torch.float32, "cpu"))
+    found = wrong_columns(check, weighted_deviations(inputs, outputs, placed_checksum(checksum, alike)), OUTPUTS)
+    assert int(found.column[2]) == column
 
 
 @pytest.mark.parametrize("column", [0, 300, 999])
@@ -77,11 +102,12 @@ def test_rounding_far_from_the_error_moves_its_column_no_further_than_is_said(co
 
 
 def damaged(dtype, row, column, bit, seed):
-    """Inputs, the weight as it was, its checksum and sums of words, and the weight with a bit flipped."""
+    """Inputs, the weight as it was, its checksums and sums of words, and the weight with a bit flipped."""
     inputs, weight = layer(dtype, seed)
     clean, checksum, sums = weight.clone(), linear_checksum(weight), column_word_sums(weight)
+    placed = placed_checksum(checksum, weight)
     words(weight)[row, column] ^= -(1 << bit) if bit == format_of(dtype).bits - 1 else 1 << bit
-    return inputs, clean, checksum, sums, weight
+    return inputs, clean, checksum, placed, sums, weight
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -89,12 +115,12 @@ def damaged(dtype, row, column, bit, seed):
 def test_a_flipped_weight_is_found_by_a_few_tokens_and_repaired_to_the_bit(dtype, row, column, seed, data):
     bits = format_of(dtype).bits
     bit = data.draw(st.integers(0, bits - 1))
-    inputs, clean, checksum, sums, weight = damaged(dtype, row, column, bit, seed)
+    inputs, clean, checksum, placed, sums, weight = damaged(dtype, row, column, bit, seed)
     outputs = linear(inputs, weight)
     check = check_rows(inputs, outputs, checksum, rounding_of(dtype, "cpu"))
     assume(bool(check.wrong.any()) and bool(check.deviation.isfinite().all()))
     found = wrong_weight(
-        inputs, check, weighted_deviations(inputs, outputs, checksum), OUTPUTS, rounding_of(inputs.dtype, "cpu")
+        inputs, check, weighted_deviations(inputs, outputs, placed), OUTPUTS, rounding_of(inputs.dtype, "cpu")
     )
     assert found is not None
     assert column in found.columns
@@ -112,11 +138,12 @@ def test_a_flipped_weight_is_found_by_a_few_tokens_and_repaired_to_the_bit(dtype
 def test_a_large_change_is_told_by_deviations_alone():
     inputs, weight = layer(torch.float32)
     checksum = linear_checksum(weight)
+    placed = placed_checksum(checksum, weight)
     weight[17, 40] += 30
     outputs = linear(inputs, weight)
     check = check_rows(inputs, outputs, checksum, rounding_of(torch.float32, "cpu"))
     found = wrong_weight(
-        inputs, check, weighted_deviations(inputs, outputs, checksum), OUTPUTS, rounding_of(inputs.dtype, "cpu")
+        inputs, check, weighted_deviations(inputs, outputs, placed), OUTPUTS, rounding_of(inputs.dtype, "cpu")
     )
     assert found is not None
     assert (found.row, found.column, found.columns) == (17, 40, (40,))
@@ -127,13 +154,14 @@ def test_a_large_change_is_told_by_deviations_alone():
 def test_deviations_that_no_single_weight_explains_are_left_alone():
     inputs, weight = layer(torch.bfloat16)
     checksum, outputs = linear_checksum(weight), linear(inputs, weight)
+    placed = placed_checksum(checksum, weight)
     outputs[:, 3] += torch.tensor([100.0, -100, 100, 100, -100, -100]).bfloat16()
     outputs[:, 5] += torch.tensor([7.0, 90, -300, 5, 5, 50]).bfloat16()
     check = check_rows(inputs, outputs, checksum, rounding_of(torch.bfloat16, "cpu"))
     assert check.wrong.any()
     assert (
         wrong_weight(
-            inputs, check, weighted_deviations(inputs, outputs, checksum), OUTPUTS, rounding_of(inputs.dtype, "cpu")
+            inputs, check, weighted_deviations(inputs, outputs, placed), OUTPUTS, rounding_of(inputs.dtype, "cpu")
         )
         is None
     )
@@ -142,11 +170,12 @@ def test_deviations_that_no_single_weight_explains_are_left_alone():
 def test_one_token_leaves_the_column_open():
     inputs, weight = layer(torch.float32)
     checksum = linear_checksum(weight)
+    placed = placed_checksum(checksum, weight)
     weight[9, 12] += 30
     outputs = linear(inputs[:1], weight)
     check = check_rows(inputs[:1], outputs, checksum, rounding_of(torch.float32, "cpu"))
     found = wrong_weight(
-        inputs[:1], check, weighted_deviations(inputs[:1], outputs, checksum), OUTPUTS, rounding_of(inputs.dtype, "cpu")
+        inputs[:1], check, weighted_deviations(inputs[:1], outputs, placed), OUTPUTS, rounding_of(inputs.dtype, "cpu")
     )
     assert found is not None
     assert len(found.columns) == INPUTS

@@ -9,7 +9,7 @@ import torch
 
 from aftershock.detect import take_fingerprint
 from aftershock.errors import InputError
-from aftershock.locate import Ambiguous, Scrubber, WordChanges, live_repair, repair_module, scrub
+from aftershock.locate import Ambiguous, Scrubber, WordChanges, live_repair, mend_in_module, scrub
 from aftershock.models import file_words, live_words
 from tiny_models import save_tiny, tiny_model
 
@@ -109,9 +109,9 @@ def test_no_pass_begins_while_words_are_written(module, monkeypatch):
         passes.append(threading.Thread(target=lambda: passes.append(generate(module))))
         passes[0].start()
         passes.append(began.wait(0.3))
-        return repair_module(*arguments)
+        return mend_in_module(*arguments)
 
-    monkeypatch.setattr(scrub, "repair_module", repair)
+    monkeypatch.setattr(scrub, "mend_in_module", repair)
     module.model.layers[0].register_forward_pre_hook(lambda *_: began.set())
     corrupt(module)
     with scrubber:
@@ -227,9 +227,9 @@ def test_words_that_change_before_they_are_put_back(module, monkeypatch):
         if strikes:
             strikes.pop()
             corrupt(module, 7, 8)
-        return repair_module(*arguments)
+        return mend_in_module(*arguments)
 
-    monkeypatch.setattr(scrub, "repair_module", repair)
+    monkeypatch.setattr(scrub, "mend_in_module", repair)
     with scrubber:
         corrupt(module)
         while not (events and events[-1].repaired):

@@ -95,6 +95,33 @@ def test_a_scrub_mends_once_all_words_are_as_they_were() -> None:
     }
 
 
+def test_what_a_scrub_can_not_mend_is_told_once_until_it_changes() -> None:
+    model, events = tiny_loaded("llama"), []
+    kept = ScrubbedWords(model.module, 1, events)
+    own, table = (words(model.module.get_parameter(f"{name}.weight").detach()) for name in (DOWN, "model.embed_tokens"))
+    clean = table.clone()
+
+    def told() -> list[bool | None]:
+        events.clear()
+        kept.before_pass()
+        return [event.mended for event in events]
+
+    table[:] = torch.arange(table.numel(), dtype=table.dtype).view_as(table)
+    assert told() == [False]
+    assert told() == []
+    own[3, 5] ^= 1 << 20
+    assert told() == [True]
+    assert not kept.mend()
+    table[0, 0] ^= 1
+    assert told() == [False]
+    kept.forget()
+    assert told() == [False]
+    table[:] = clean
+    assert told() == []
+    table[:] = torch.arange(table.numel(), dtype=table.dtype).view_as(table)
+    assert told() == [False]
+
+
 def test_rows_that_a_wrong_weight_touches_too_little_are_mended_too() -> None:
     random = generator(0, 0, "a layer")
     layer = torch.nn.Linear(16, 24, bias=False)

@@ -10,7 +10,7 @@ from aftershock import Injection, parse_fault
 from aftershock.errors import ContractError, InputError
 from aftershock.faults import Fault
 from aftershock.hardware import ClassicalABFT, Scheme, SystolicArray, Unprotected
-from aftershock.models import LoadedModel, align, load, teacher_forced
+from aftershock.models import LoadedModel, align, live_words, load, teacher_forced
 from aftershock.numerics import words
 from aftershock.protect import (
     Backup,
@@ -144,6 +144,12 @@ def test_memory_is_that_of_all_copies(model: LoadedModel) -> None:
         assert protected.extra_bytes == sizes[0] + sizes[1] // 8
 
 
+def test_a_fingerprint_takes_two_sums_for_each_row_and_column(model: LoadedModel) -> None:
+    lines = sum(one.rows + one.columns for one in live_words(model.module).tensors)
+    with protect(model, [Scrub()]) as protected:
+        assert protected.extra_bytes == 2 * 8 * lines
+
+
 def test_faults_that_are_armed_later_are_seen(model: LoadedModel) -> None:
     fault = parse_fault(f"weight {DOWN}.weight[3,5] flip 30 always")
     clean = logits(model)
@@ -169,22 +175,16 @@ def test_outputs_that_are_struck_later_are_mended(model: LoadedModel) -> None:
 @pytest.mark.parametrize(
     ("line", "where"),
     [
-        (f"activation {DOWN}.accumulator[5] flip 30 at first_token", f"{DOWN}.accumulator"),
-        (
-            "qk_accumulator model.layers.1.self_attn[2,0.5] flip 30 at first_token",
-            "model.layers.1.self_attn.qk.accumulator",
-        ),
-        (
-            "sv_accumulator model.layers.1.self_attn[2,5] flip 30 at first_token",
-            "model.layers.1.self_attn.sv.accumulator",
-        ),
+        (f"activation {DOWN}.accumulator[5] flip 30 at first_token", (DOWN, "down")),
+        ("qk_accumulator model.layers.1.self_attn[2,0.5] flip 30 at first_token", ("model.layers.1.self_attn", "qk")),
+        ("sv_accumulator model.layers.1.self_attn[2,5] flip 30 at first_token", ("model.layers.1.self_attn", "sv")),
     ],
 )
-def test_sums_that_are_struck_later_are_mended(integers: LoadedModel, line: str, where: str) -> None:
+def test_sums_that_are_struck_later_are_mended(integers: LoadedModel, line: str, where: tuple[str, str]) -> None:
     clean = forced(integers)
     with protect(integers, [Checksum()]) as protected:
         assert torch.equal(forced(integers, line), clean)
-        assert [counts.site.module for counts in protected.report() if counts.wrong] == [where]
+        assert [(one.site.module, one.site.component) for one in protected.report() if one.wrong] == [where]
 
 
 def test_products_that_share_a_module_are_checked_by_any_of_their_names() -> None:
@@ -287,8 +287,14 @@ def test_attention_in_steps_is_checked(component: str, line: str) -> None:
         assert not wrong
 
 
-@pytest.mark.parametrize("where", [f"{DOWN}.accumulator", "model.layers.1.self_attn.qk.accumulator"])
-def test_integer_products_are_checked_exactly(integers: LoadedModel, where: str) -> None:
+@pytest.mark.parametrize(
+    ("where", "named"),
+    [
+        (f"{DOWN}.accumulator", (DOWN, "down")),
+        ("model.layers.1.self_attn.qk.accumulator", ("model.layers.1.self_attn", "qk")),
+    ],
+)
+def test_integer_products_are_checked_exactly(integers: LoadedModel, where: str, named: tuple[str, str]) -> None:
     clean = logits(integers)
     strike = StrikeOnce(integers, where, 1)
     strike.left = 0
@@ -296,7 +302,7 @@ def test_integer_products_are_checked_exactly(integers: LoadedModel, where: str)
         assert torch.equal(logits(integers), clean)
         strike.left = 1
         assert torch.equal(logits(integers), clean)
-        assert [counts.site.module for counts in protected.report() if counts.wrong] == [where]
+        assert [(one.site.module, one.site.component) for one in protected.report() if one.wrong] == [named]
 
 
 def test_actions(model: LoadedModel) -> None:
@@ -374,7 +380,7 @@ def test_mixed_precision_bounds_a_component(model: LoadedModel) -> None:
     with protect(model, [Int8(("down",)), Checksum()]) as protected:
         mixed = logits(protected.model)
         covered = {one.site.module: one.protections for one in protected.coverage}
-        assert covered[f"{DOWN}.accumulator"] == ("Checksum",)
+        assert covered[DOWN] == ("Checksum",)
         assert {site.component for site in protected.model.components.accumulators} == {"down"}
     assert not torch.equal(mixed, clean)
     assert torch.equal(logits(model), clean)
@@ -388,6 +394,23 @@ def test_what_cannot_be_checked_is_named() -> None:
     assert "no linear map" in reasons["expert"]
     assert "eager" in reasons["qk"]
     assert covered >= {"q", "k", "v", "o", "lm_head"}
+
+
+def looked_at(model: LoadedModel, *protections: Protection) -> dict[str, tuple[str, ...]]:
+    """Which protections look at each component of the first layer."""
+    with protect(model, protections) as protected:
+        return {one.site.component: one.protections for one in protected.coverage if one.site.layer == 0}
+
+
+def test_guards_of_outputs_cover_products_whatever_computes_them(integers: LoadedModel) -> None:
+    fused = tiny_loaded("phi3")
+    for model in (fused, integers, tiny_loaded("mixtral")):
+        covered = looked_at(model, RangeGuard(observe_bounds(model, [TOKENS])), FiniteScreen())
+        made = {name: own for name, own in covered.items() if name not in ("qk", "sv")}
+        assert set(made.values()) == {("RangeGuard", "FiniteScreen")}
+        if model is fused:
+            assert set(made) == {"q+k+v", "o", "gate+up", "down"}
+    assert looked_at(integers, Checksum(), FiniteScreen(("o",)))["o"] == ("Checksum", "FiniteScreen")
 
 
 def test_renewed_after_a_change_on_purpose(model: LoadedModel) -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, norm
 
 from aftershock.errors import InputError
-from aftershock.stats import rule_of_three, sample_size, sample_size_relative, wilson
+from aftershock.stats import rule_of_three, sample_size, sample_size_relative, upper_bound, wilson
 
 counts = st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 confidences = st.floats(0.5, 0.999)
@@ -105,3 +105,11 @@ def test_relative_sizes(rate: float, relative_error: float, expected: int):
 def test_impossible_input_is_refused(refused):
     with pytest.raises(InputError):
         refused()
+
+
+def test_upper_bounds_are_those_of_students_t() -> None:
+    assert upper_bound([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(3 + 2.131847 * 1.5811388 / 5**0.5, rel=1e-6)
+    assert upper_bound([1.0]) == math.inf
+    assert upper_bound([1.0, math.inf]) == math.inf
+    with pytest.raises(InputError, match="confidence"):
+        upper_bound([1.0, 2.0], 1.0)

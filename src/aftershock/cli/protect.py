@@ -23,7 +23,7 @@ def command(
 ) -> int:
     """Choose the protections that remove most silent data corruption for what they may cost, and try fresh faults."""
     from aftershock.protect import FRESH_TRIALS, parse_share, plan_protections
-    from aftershock.report import require_writable, write_protection_plan
+    from aftershock.report import plan_text, require_writable, write_protection_plan
     from aftershock.study import load_study
 
     shares = parse_share(budget, "--budget"), parse_share(memory_budget, "--memory-budget")
@@ -32,10 +32,11 @@ def command(
         require_writable(out)
     planned = plan_protections(model, load_study(study), *shares, FRESH_TRIALS if trials is None else trials, say)
     line = ["aftershock", "protect", model, "--study", str(study), "--budget", budget, "--memory-budget", memory_budget]
+    line += [] if trials is None else ["--trials", str(trials)]
     if json:
         print_json(planned.record)
     else:
-        console.print(planned.record.text(), soft_wrap=True, markup=False)
+        console.print(plan_text(planned.record), soft_wrap=True, markup=False)
     if out is not None:
         page = write_protection_plan(planned, shlex.join(line), out)
         if not json:

@@ -1,5 +1,6 @@
 """What is kept of a linear layer's weight, so that its outputs can be checked."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -23,21 +24,24 @@ _DIRECTIONS = 16
 class LinearChecksum:
     """What a linear layer's outputs are checked against; of its weight W, shape (outputs, inputs), and bias.
 
-    `sums` and `weighted`, shape (inputs,), are W's columns summed, plain and times 1 to `outputs`; `norm` and
-    `sums_norm` the norms of W (Frobenius) and of `sums`; `bias_sum`, `weighted_bias` and `bias_norm` are the bias's.
-    All are fp32 where the weight is, 0-d but for the first two; sums were taken in fp64 of the stored words. `signs`,
-    int8 of shape (outputs,), are 1 and -1: what each output is multiplied by in every sum; None where by nothing.
+    `sums`, shape (inputs,), are W's columns summed; `norm` and `sums_norm` the norms of W (Frobenius) and of `sums`;
+    `bias_sum` and `bias_norm` are the bias's. All are fp32 where the weight is, 0-d but for the first; sums were taken
+    in fp64 of the stored words. `signs`, int8 of shape (outputs,), are 1 and -1: what each output is multiplied by in
+    every sum; None where by nothing.
     """
 
     sums: torch.Tensor
-    weighted: torch.Tensor
     norm: torch.Tensor
     sums_norm: torch.Tensor
     bias_sum: torch.Tensor
-    weighted_bias: torch.Tensor
     bias_norm: torch.Tensor
     outputs: int
     signs: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the sums and the signs."""
+        return self.sums.nbytes + (0 if self.signs is None else self.signs.nbytes)
 
 
 @torch.no_grad()
@@ -51,29 +55,28 @@ def linear_checksum(weight: torch.Tensor, bias: torch.Tensor | None = None) -> L
     outputs, inputs = weight.shape
     signs = _signs(outputs).to(weight.device) if alike_rows(weight) > _FEW else None
     factors = torch.ones(outputs, dtype=torch.float64, device=weight.device) if signs is None else signs.double()
-    places = torch.arange(1, outputs + 1, dtype=torch.float64, device=weight.device) * factors
-    sums, weighted = (torch.zeros(inputs, dtype=torch.float64, device=weight.device) for _ in range(2))
+    sums = torch.zeros(inputs, dtype=torch.float64, device=weight.device)
     squares = torch.zeros((), dtype=torch.float64, device=weight.device)
-    step = max(1, _AT_ONCE // inputs)
-    for part, plain, placed in zip(
-        torch.split(weight, step), torch.split(factors, step), torch.split(places, step), strict=True
-    ):
-        exact = part.double()
-        sums += plain @ exact
-        weighted += placed @ exact
+    for exact, own in in_double(weight, factors):
+        sums += own @ exact
         squares += exact.square().sum()
-    shift = torch.zeros_like(places) if bias is None else bias.double()
+    shift = torch.zeros_like(factors) if bias is None else bias.double()
     return LinearChecksum(
         sums=sums.float(),
-        weighted=weighted.float(),
         norm=squares.sqrt().float(),
         sums_norm=torch.linalg.vector_norm(sums).float(),
         bias_sum=(factors @ shift).float(),
-        weighted_bias=(places @ shift).float(),
         bias_norm=torch.linalg.vector_norm(shift).float(),
         outputs=outputs,
         signs=signs,
     )
+
+
+def in_double(weight: torch.Tensor, factors: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A weight's rows in fp64, some at a time, with those of the `factors`, fp64 (outputs,), that are theirs."""
+    step = max(1, _AT_ONCE // weight.shape[1])
+    pieces = zip(torch.split(weight, step), torch.split(factors, step), strict=True)
+    return ((part.double(), own) for part, own in pieces)
 
 
 def _signs(outputs: int) -> torch.Tensor:

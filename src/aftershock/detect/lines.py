@@ -9,6 +9,7 @@ none of them more than 32 bits, a multiplier is the one that makes the weighted 
 most were the multipliers drawn at random: d = 2^k u with u odd and k < 32 leaves 2^k of 2^63 odd numbers.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -39,18 +40,36 @@ def line_sums(words: ModelWords, tensor: TensorWords) -> LineSums:
     """
     rows: list[torch.Tensor] = []
     columns = torch.zeros(2, tensor.columns, dtype=torch.int64)
-    step = max(1, _AT_ONCE // tensor.columns)
     by_row = multipliers(tensor.rows)
     for first, part in parts(words, tensor):
         columns = columns.to(part.device)
         of_columns = multipliers(tensor.columns, device=part.device)
         of_rows = by_row[first : first + len(part)].to(part.device)
-        for some, factors in zip(torch.split(part, step), torch.split(of_rows, step), strict=True):
-            whole = some.to(torch.int64)
+        for whole, factors in _pieces(part, of_rows):
             rows.append(torch.stack([whole.sum(1), (whole * of_columns).sum(1)], 1).cpu())
-            columns[0] += whole.sum(0)
-            columns[1] += (whole * factors[:, None]).sum(0)
+            _add_columns(columns, whole, factors)
     return LineSums(torch.cat([*rows, torch.empty(0, 2, dtype=torch.int64)]), columns.T.contiguous().cpu())
+
+
+def column_sums(words: torch.Tensor) -> torch.Tensor:
+    """Sums of all columns of words, signed integers of shape (rows, columns), as `LineSums` has them, where they are:
+    int64, shape (columns, 2)."""
+    sums = torch.zeros(2, words.shape[1], dtype=torch.int64, device=words.device)
+    for whole, factors in _pieces(words, multipliers(len(words), device=words.device)):
+        _add_columns(sums, whole, factors)
+    return sums.T.contiguous()
+
+
+def _pieces(words: torch.Tensor, factors: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Some rows after the other as 64-bit integers, with their multipliers."""
+    step = max(1, _AT_ONCE // words.shape[1])
+    pieces = zip(torch.split(words, step), torch.split(factors, step), strict=True)
+    return ((piece.to(torch.int64), own) for piece, own in pieces)
+
+
+def _add_columns(sums: torch.Tensor, whole: torch.Tensor, factors: torch.Tensor) -> None:
+    sums[0] += whole.sum(0)
+    sums[1] += (whole * factors[:, None]).sum(0)
 
 
 def differences(now: LineSums, clean: LineSums) -> LineSums:

@@ -12,14 +12,23 @@ from math import isfinite
 
 import torch
 
-from aftershock.detect.linear_checksum import LinearChecksum
+from aftershock.detect.linear_checksum import LinearChecksum, in_double
+from aftershock.detect.lines import column_sums
 from aftershock.detect.multipliers import multipliers
 from aftershock.detect.products import RowCheck, expected_sums, signed
 from aftershock.detect.rounding import Rounding
 from aftershock.numerics import words
 
-_AT_ONCE = 1 << 20
-"""Words that are held as 64-bit integers at one time."""
+
+@dataclass(frozen=True)
+class PlacedChecksum:
+    """The second checksum of a linear layer: its weight's columns, each row times its place, 1 to N, and the sign that
+    the first checksum gives it. `sums` has shape (inputs,), `bias_sum` none, and `places`, shape (outputs,), are what
+    outputs are multiplied by; all fp32 where the weight is. Sums were taken in fp64 of the stored words."""
+
+    sums: torch.Tensor
+    bias_sum: torch.Tensor
+    places: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -55,11 +64,21 @@ class ChangedColumn:
     clean: int | None
 
 
-def weighted_deviations(inputs: torch.Tensor, outputs: torch.Tensor, checksum: LinearChecksum) -> torch.Tensor:
+@torch.no_grad()
+def placed_checksum(checksum: LinearChecksum, weight: torch.Tensor, bias: torch.Tensor | None = None) -> PlacedChecksum:
+    """The second checksum beside a `checksum` of the same weight, shape (N, K), and bias, (N,) or None."""
+    places = torch.arange(1, checksum.outputs + 1, dtype=torch.float64, device=weight.device)
+    places = signed(places, checksum)
+    sums = torch.zeros(weight.shape[1], dtype=torch.float64, device=weight.device)
+    for exact, own in in_double(weight, places):
+        sums += own @ exact
+    shift = torch.zeros_like(places) if bias is None else bias.double()
+    return PlacedChecksum(sums.float(), (places @ shift).float(), places.float())
+
+
+def weighted_deviations(inputs: torch.Tensor, outputs: torch.Tensor, placed: PlacedChecksum) -> torch.Tensor:
     """Deviations of sums of outputs times 1 to N, fp32 (...): `inputs` (..., K), `outputs` (..., N)."""
-    places = torch.arange(1, checksum.outputs + 1, dtype=torch.float32, device=outputs.device)
-    found = expected_sums(signed(outputs, checksum), places)
-    return expected_sums(inputs, checksum.weighted) + checksum.weighted_bias - found
+    return expected_sums(inputs, placed.sums) + placed.bias_sum - expected_sums(outputs, placed.places)
 
 
 def wrong_columns(check: RowCheck, weighted: torch.Tensor, outputs: int) -> WrongColumn:
@@ -113,15 +132,7 @@ def wrong_weight(
 def column_word_sums(weight: torch.Tensor) -> torch.Tensor:
     """Sums of a weight's words, signed integers, by column, plain and times the `multipliers` of their rows: int64,
     from shape (N, K) to (K, 2), exact modulo 2^64."""
-    whole = _integers(weight)
-    factors = multipliers(len(whole), device=weight.device)
-    sums = torch.zeros(whole.shape[1], 2, dtype=torch.int64, device=weight.device)
-    step = max(1, _AT_ONCE // whole.shape[1])
-    for part, some in zip(torch.split(whole, step), torch.split(factors, step), strict=True):
-        long = part.to(torch.int64)
-        sums[:, 0] += long.sum(0)
-        sums[:, 1] += (long * some[:, None]).sum(0)
-    return sums
+    return column_sums(_integers(weight))
 
 
 def changed_column(weight: torch.Tensor, column: int, clean_sums: torch.Tensor) -> ChangedColumn | None:

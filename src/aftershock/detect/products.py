@@ -36,9 +36,9 @@ _NORMS_FROM = 2.0**-60
 class Tolerance:
     """A row's threshold as a sum: `inputs` |A_i| + `outputs` |C_i| + `expected` |A_i . s| + `floor`.
 
-    |C_i| never exceeds `norm` |A_i| + `offset` in a clean row (Cauchy and Schwarz): where it does the row is wrong,
-    whatever it adds up to, so that large errors that cancel neither hide nor widen their own threshold. Tensors are
-    fp32 and go with rows' norms.
+    |C_i| never exceeds `norm` |A_i| + `offset` in a clean row (Cauchy and Schwarz), once stored not `room` times that:
+    where it does the row is wrong, whatever it adds up to, so that large errors that cancel neither hide nor widen
+    their own threshold. Tensors are fp32 and go with rows' norms.
     """
 
     inputs: torch.Tensor
@@ -47,6 +47,7 @@ class Tolerance:
     floor: torch.Tensor
     norm: torch.Tensor
     offset: torch.Tensor
+    room: float = _ROOM
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,15 @@ def _depth(count: int) -> float:
 
 def check_rows(inputs: torch.Tensor, outputs: torch.Tensor, checksum: LinearChecksum, rounding: Rounding) -> RowCheck:
     """Check a linear layer's `outputs`, shape (..., N), for `inputs`, shape (..., K): one check a row."""
+    return check_rows_within(inputs, outputs, checksum, tolerance(checksum, rounding))
+
+
+def check_rows_within(
+    inputs: torch.Tensor, outputs: torch.Tensor, checksum: LinearChecksum, allowed: Tolerance
+) -> RowCheck:
+    """The same with the checksum's `tolerance`, made once for many calls."""
     expected = expected_sums(inputs, checksum.sums) + checksum.bias_sum
-    return compared(expected, inputs, signed(outputs, checksum), tolerance(checksum, rounding))
+    return _compared(expected, inputs, signed(outputs, checksum), allowed)
 
 
 def signed(outputs: torch.Tensor, checksum: LinearChecksum) -> torch.Tensor:
@@ -115,10 +123,10 @@ def expected_sums(inputs: torch.Tensor, sums: torch.Tensor) -> torch.Tensor:
     return (inputs * sums).sum(-1, dtype=torch.float32)
 
 
-def compared(expected: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor, allowed: Tolerance) -> RowCheck:
+def _compared(expected: torch.Tensor, inputs: torch.Tensor, outputs: torch.Tensor, allowed: Tolerance) -> RowCheck:
     """Row sums of `outputs`, shape (..., N), against what is `expected` of them, fp32 (...); of `inputs` (..., K)."""
     size, found = _norm(inputs), _norm(outputs)
-    largest = _ROOM * (allowed.norm * size + allowed.offset)
+    largest = allowed.room * (allowed.norm * size + allowed.offset)
     threshold = (
         allowed.inputs * size
         + allowed.outputs * torch.minimum(found, largest)
@@ -149,7 +157,7 @@ def check_product(left: torch.Tensor, right: torch.Tensor, product: torch.Tensor
     inputs, outputs = right.shape[-2:]
     summed = norm * (1 + _depth(outputs)), sums_norm * (1 + sqrt(2))
     allowed = replace(_tolerance(*summed, inputs, outputs, rounding), norm=norm)
-    return compared(expected_sums(left, sums.unsqueeze(-2)), left, product, allowed)
+    return _compared(expected_sums(left, sums.unsqueeze(-2)), left, product, allowed)
 
 
 def check_columns(left: torch.Tensor, right: torch.Tensor, product: torch.Tensor, rounding: Rounding) -> RowCheck:

@@ -4,7 +4,6 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from aftershock.detect.fingerprint import FilePrint, Fingerprint, Profile, Tenso
 from aftershock.detect.lines import LineSums
 from aftershock.detect.syndromes import Syndromes, blocks_of, correctable
 from aftershock.errors import InputError
+from aftershock.files import replace_file
 from aftershock.models import TensorWords
 from aftershock.models.conversion import first_line
 
@@ -67,10 +67,7 @@ def save_fingerprint(fingerprint: Fingerprint, path: Path, key: bytes | None = N
     data = save(numbers, {"aftershock": _MARK, "version": str(VERSION), "keyed": keyed, "digest": _NO_DIGEST})
     data = data.replace(_NO_DIGEST.encode(), _own_digest(data, key).encode(), 1)
     try:
-        with TemporaryDirectory(prefix=".partial-", dir=path.parent) as folder:
-            beside = Path(folder) / path.name
-            beside.write_bytes(data)
-            beside.replace(path)
+        replace_file(path, data)
     except OSError as error:
         raise InputError(
             f"fingerprint {path} can't be written ({error.strerror or error}): choose a folder with room to write"

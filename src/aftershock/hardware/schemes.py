@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -30,6 +30,8 @@ class Scheme(ABC):
     name: ClassVar[str]
     runs: ClassVar[int] = 1
     """How often every tile is computed at the lowered voltage."""
+    replacement: ClassVar[Literal["clean", "zero"]] = "clean"
+    """What takes a wrong result's place: the clean one in tiles that are computed again, or 0 wherever it is wrong."""
 
     overhead: float = field(default=0.0, kw_only=True)
 
@@ -67,6 +69,7 @@ class Zeroing(Scheme):
     """
 
     name = "zeroing"
+    replacement = "zero"
 
     def recomputed(self, tiles: TileErrors) -> Booleans:
         """No tile."""

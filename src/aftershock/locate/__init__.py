@@ -15,7 +15,7 @@ from aftershock.locate.decoding import decode
 from aftershock.locate.explaining import Element
 from aftershock.locate.findings import Findings, Unclear, findings
 from aftershock.locate.live import LiveSuspect
-from aftershock.locate.live_repair import repair_module
+from aftershock.locate.live_repair import mend_in_module, repair_module
 from aftershock.locate.peeling import peel
 from aftershock.locate.places import ChangedWord, component_of, describe
 from aftershock.locate.probing import ProbedWord, ProbeFinding, locate_forced, probe_module, probe_norm, probe_table
@@ -57,6 +57,7 @@ __all__ = [
     "locate_in_tensor",
     "located_in_files",
     "mend_by_text",
+    "mend_in_module",
     "noise_of",
     "patch_files",
     "peel",

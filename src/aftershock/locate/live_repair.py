@@ -8,7 +8,7 @@ import torch
 
 from aftershock.detect import Fingerprint, tensor_digest
 from aftershock.errors import ContractError, InputError
-from aftershock.locate.changes import Located, WordChanges, gather, word_changes
+from aftershock.locate.changes import Ambiguous, Located, WordChanges, gather, word_changes
 from aftershock.models import LiveWords, live_words
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -51,6 +51,19 @@ def repair_module(
                 )
         undo.pop_all()
     return tuple(replaced)
+
+
+def mend_in_module(
+    module: torch.nn.Module, found: WordChanges | Ambiguous, fingerprint: Fingerprint, key: bytes | None = None
+) -> bool:
+    """Put a tensor's clean words back as `repair_module` does; False where that can't be, all being as it was then."""
+    if isinstance(found, Ambiguous):
+        return False
+    try:
+        repair_module(module, Located((found,), ()), fingerprint, key)
+    except (ContractError, InputError):
+        return False
+    return True
 
 
 def _as_now(words: LiveWords, changes: WordChanges) -> WordChanges:

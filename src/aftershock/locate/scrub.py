@@ -10,11 +10,11 @@ from types import TracebackType
 import torch
 
 from aftershock.detect import Fingerprint, TensorPrint, checksums, seed_of
-from aftershock.errors import ContractError, InputError
+from aftershock.errors import InputError
 from aftershock.locate.by_fingerprint import locate_in_tensor
-from aftershock.locate.changes import Ambiguous, Located, WordChanges
+from aftershock.locate.changes import Ambiguous, WordChanges
 from aftershock.locate.gate import Gate
-from aftershock.locate.live_repair import repair_module
+from aftershock.locate.live_repair import mend_in_module
 from aftershock.models import live_words
 
 
@@ -151,11 +151,7 @@ class Scrubber:
             if not is_free:
                 return False
             self._settle()
-            try:
-                repair_module(self._module, Located((found,), ()), self._fingerprint, self._key)
-            except (ContractError, InputError):
-                return False
-            return True
+            return mend_in_module(self._module, found, self._fingerprint, self._key)
 
     def _settle(self) -> None:
         """Let the kernels of passes that returned come to their end."""

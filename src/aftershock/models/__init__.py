@@ -36,6 +36,7 @@ from aftershock.models.products import exact_sums
 from aftershock.models.routing import chosen_experts, reroute
 from aftershock.models.stages import FIRST_TOKEN, PREFILL, decode, stage_of
 from aftershock.models.stored import StoredTensor, StoredWords
+from aftershock.models.text import text_perplexity, text_windows
 from aftershock.models.words import WORDS, Extent, LiveWords, ModelWords, TensorWords, live_words, parts, renamed
 from aftershock.models.words_on_disk import FileWords, file_words, model_files
 
@@ -111,4 +112,6 @@ __all__ = [
     "share_gpus",
     "stage_of",
     "teacher_forced",
+    "text_perplexity",
+    "text_windows",
 ]

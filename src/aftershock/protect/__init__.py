@@ -24,11 +24,10 @@ from aftershock.protect.planner.costs import Cost, measured_cost, measured_costs
 from aftershock.protect.planner.fragile import Fragility, fragile_backup, fragile_ecc, fragile_parameters, most_fragile
 from aftershock.protect.planner.measured import Detection, Seen, detected_by, golden_alarms, protected_records
 from aftershock.protect.planner.planner import FRESH_TRIALS, Planned, plan_protections
-from aftershock.protect.planner.record import BeforeAfter, CurvePoint, Fresh, Offered, ProtectionPlan, Spent, share_text
+from aftershock.protect.planner.record import BeforeAfter, CurvePoint, Fresh, Offered, ProtectionPlan, Spent
 from aftershock.protect.planner.saved import load_protections, protections_text, save_protections
 from aftershock.protect.regions.file import CriticalRegions, load_regions, save_regions, text_digest
 from aftershock.protect.regions.fitting import FittedRegion, GridPoint, equal_errors, fit_component
-from aftershock.protect.regions.perplexity import perplexity, text_windows, upper_bound
 from aftershock.protect.regions.struck_sums import accumulators, changed_sums
 from aftershock.protect.sites import Coverage
 from aftershock.protect.tally import CorruptionError, Counts, Event, Site
@@ -95,7 +94,6 @@ __all__ = [
     "observe_bounds",
     "pareto",
     "parse_share",
-    "perplexity",
     "plan_protections",
     "protect",
     "protected_records",
@@ -103,9 +101,6 @@ __all__ = [
     "recover",
     "save_protections",
     "save_regions",
-    "share_text",
     "text_digest",
-    "text_windows",
     "tile_deviations",
-    "upper_bound",
 ]

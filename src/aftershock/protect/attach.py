@@ -1,6 +1,5 @@
 """Hooks on a model for each protection asked of it."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -35,8 +34,8 @@ from aftershock.protect.guards import FirstTokenHook, Product, RangeHook, RowGua
 from aftershock.protect.memory import CopiedWords, ScrubbedWords
 from aftershock.protect.passes import Alarm, FirstTokenTwice, Passes, RepeatedPasses
 from aftershock.protect.products import AttentionProduct, AttentionSums, LinearProduct, LinearSums
-from aftershock.protect.sites import Sites, sites_of
-from aftershock.protect.tally import Event, Site, Tally
+from aftershock.protect.sites import Sites, output_sites, sites_of
+from aftershock.protect.tally import Counter, Event, Site, Tally
 
 
 @dataclass
@@ -47,9 +46,10 @@ class Attached:
     sites: Sites
     events: list[Event]
     undo: ExitStack
-    tallies: list[Tally] = field(default_factory=list)
+    tallies: list[Counter] = field(default_factory=list)
     copies: list[CopiedWords | CorrectingWords] = field(default_factory=list)
     scrubs: list[ScrubbedWords] = field(default_factory=list)
+    products: list[LinearProduct | LinearSums] = field(default_factory=list)
     passes: Passes = field(default_factory=Passes)
 
     @cached_property
@@ -138,14 +138,14 @@ def _guard(attached: Attached, protection: Protection) -> None:
             largest = torch.finfo(attached.model.dtype).max
             for site in _outputs_of(attached, protection):
                 tally, bounds = attached.tally(site, protection), _bounds(attached, site, -largest, largest)
-                _hook(attached, site, RangeHook(bounds, protection.limit, tally))
+                _hook(attached, site.module, RangeHook(bounds, protection.limit, tally))
         case RangeGuard():
             _guard_ranges(attached, protection)
         case FirstTokenBounds():
             for site in _outputs_of(attached, protection):
                 tally, bounds = attached.tally(site, protection), _bounds(attached, site, -torch.inf, torch.inf)
                 bounded = FirstTokenHook(bounds, protection.factor, protection.limit, tally, attached.passes)
-                _hook(attached, site, bounded)
+                _hook(attached, site.module, bounded)
         case DualFirstToken():
             twice = FirstTokenTwice(attached.passes, attached.events)
             hook = attached.model.module.register_forward_hook(twice.after_pass, with_kwargs=True)
@@ -165,18 +165,25 @@ def _guard_products(attached: Attached, protection: Checksum | Duplication) -> N
             return TileGuard(product, protection.scheme, protection.array, tally, attached.events)
         return RowGuard(product, protection.action, tally, attached.events, attached.alarm)
 
-    chosen = [_chosen(some, protection.components) for some in (attached.sites.linear, attached.sites.sums)]
-    if isinstance(protection, Checksum) and protection.scheme is not None and chosen[0]:
+    linear = _chosen(attached.sites.linear, protection.components)
+    sums = [one for one in attached.sites.sums if _chosen([one.site], protection.components)]
+    if isinstance(protection, Checksum) and protection.scheme is not None and linear:
         raise InputError(
-            f"{chosen[0][0].module} computes in floating point, and schemes are for products of integers: load the "
+            f"{linear[0].module} computes in floating point, and schemes are for products of integers: load the "
             'model with arithmetic = "w8a8", or leave the scheme out'
         )
-    for site in chosen[0]:
-        _hook(attached, site, guard(LinearProduct(module.get_submodule(site.module), attached.mend), site))
-    for site in chosen[1]:
-        weight = getattr(module.get_submodule(site.module.rpartition(".")[0]), "weight", None)
-        product = AttentionSums() if weight is None else LinearSums(weight, attached.mend)
-        _hook(attached, site, guard(product, site))
+    for site in linear:
+        product = LinearProduct(module.get_submodule(site.module), attached.mend)
+        attached.products.append(product)
+        _hook(attached, site.module, guard(product, site))
+    for one in sums:
+        weight = getattr(module.get_submodule(one.site.module), "weight", None)
+        if weight is None:
+            _hook(attached, one.shown_by, guard(AttentionSums(), one.site))
+            continue
+        summed = LinearSums(weight, attached.mend)
+        attached.products.append(summed)
+        _hook(attached, one.shown_by, guard(summed, one.site))
     watched: dict[str, dict[str, Guard]] = {}
     for site in _chosen(attached.sites.attention, protection.components):
         made = AttentionProduct(attached.model.dtype, attached.model.device)
@@ -185,31 +192,23 @@ def _guard_products(attached: Attached, protection: Checksum | Duplication) -> N
         watch = AttentionWatch(module.get_submodule(name), [guards.get("qk"), guards.get("sv")])
         for handle in watch.register():
             attached.undo.callback(handle.remove)
-    if not (any(chosen) or watched):
+    if not (linear or sums or watched):
         raise InputError(f"the model has no {', '.join(protection.components)} that can be checked: see the coverage")
 
 
 def _guard_ranges(attached: Attached, protection: RangeGuard) -> None:
-    model = attached.model
-    outputs = {one.module: one for one in model.components.outputs}
+    outputs = output_sites(attached.model)
     for name, bounds in protection.bounds.items():
         if name not in outputs:
             raise InputError(f"bounds are given for {name}, whose output is not known: take those of `observe_bounds`")
-        site = Site(name, outputs[name].component, outputs[name].layer)
+        site = outputs[name]
         tally = attached.tally(site, protection)
-        _hook(attached, site, RangeHook(_bounds(attached, site, *bounds), protection.limit, tally))
+        _hook(attached, name, RangeHook(_bounds(attached, site, *bounds), protection.limit, tally))
 
 
 def _outputs_of(attached: Attached, protection: FiniteScreen | FirstTokenBounds) -> list[Site]:
     """The modules that make products, whatever they compute in. Raises InputError where the model has none of them."""
-    shared: dict[str, list[OutputSite]] = defaultdict(list)
-    for one in attached.model.components.outputs:
-        shared[one.module].append(one)
-    sites = [
-        Site(module, "+".join(dict.fromkeys(one.component for one in ones)), ones[0].layer)
-        for module, ones in shared.items()
-    ]
-    chosen = _chosen(sites, protection.components)
+    chosen = _chosen(tuple(output_sites(attached.model).values()), protection.components)
     if not chosen:
         raise InputError(f"no module of the model gives {', '.join(protection.components)}: see the coverage")
     return chosen
@@ -224,8 +223,8 @@ def _chosen(sites: Sequence[Site], components: Sequence[str]) -> list[Site]:
     return [site for site in sites if set(site.components) & set(components)]
 
 
-def _hook(attached: Attached, site: Site, guard: Guard) -> None:
-    hook = attached.model.module.get_submodule(site.module).register_forward_hook(guard)
+def _hook(attached: Attached, module: str, guard: Guard) -> None:
+    hook = attached.model.module.get_submodule(module).register_forward_hook(guard)
     attached.undo.callback(hook.remove)
 
 

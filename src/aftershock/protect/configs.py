@@ -69,7 +69,7 @@ class FusedChecksum:
 
     Products that read the same input (q, k and v; gate and up) are checked as one where any of them is asked for. On
     CUDA steps round as their kernels add, not as transformers does: clean outputs differ in last places there. Between
-    layers goes a `detect.Stream`, so that nothing else may hook whole layers.
+    layers goes a stream of their own (`protect.fused`), so that nothing else may hook whole layers.
     """
 
     components: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")

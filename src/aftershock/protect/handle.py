@@ -54,21 +54,19 @@ class Protected:
 
     @property
     def coverage(self) -> tuple[Coverage, ...]:
-        """Every product of the model, with the protections that it has, or why it can't have any."""
+        """Every product of the model, with the protections that it has, and why it can't be checked where it can't."""
         attached = self._there()
-        names = {
-            site: tuple(tally.protection for tally in attached.tallies if tally.site == site)
-            for site in attached.sites.all
-        }
-        return (
-            *(Coverage(site, own) for site, own in names.items()),
-            *(Coverage(site, (), reason) for site, reason in attached.sites.unsupported),
+        known = (*((site, None) for site in attached.sites.all), *attached.sites.unsupported)
+        return tuple(
+            Coverage(site, tuple(one.protection for one in attached.tallies if site in one.sites), reason)
+            for site, reason in known
         )
 
     @property
     def extra_bytes(self) -> int:
-        """Memory that copies of parameters take."""
-        return sum(copies.nbytes for copies in self._there().copies)
+        """Memory that copies, check words and fingerprints of parameters take, and sums of checked weights."""
+        attached = self._there()
+        return sum(kept.nbytes for kept in (*attached.copies, *attached.scrubs, *attached.products))
 
     def report(self) -> tuple[Counts, ...]:
         """What each protection saw at each site since the beginning or the last `reset`. Waits for the device."""
@@ -79,6 +77,8 @@ class Protected:
         attached = self._there()
         for tally in attached.tallies:
             tally.reset()
+        for scrubbed in attached.scrubs:
+            scrubbed.forget()
         attached.alarm.clear()
         self.events.clear()
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from aftershock.detect import TensorPrint, checksums, seed_of, take_fingerprint
-from aftershock.errors import ContractError, InputError
-from aftershock.locate import Located, WordChanges, locate_in_tensor, repair_module
+from aftershock.detect import LineSums, TensorPrint, checksums, seed_of, take_fingerprint
+from aftershock.errors import InputError
+from aftershock.locate import WordChanges, locate_in_tensor, mend_in_module
 from aftershock.models import live_words
 from aftershock.numerics import words
 from aftershock.protect.tally import Event, Site, Tally
@@ -21,6 +21,18 @@ class ScrubbedWords:
         self._words = live_words(module)
         self._fingerprint = take_fingerprint(self._words)
         self._passes = 0
+        # The checksums of tensors that could not be mended: they are not searched again as long as they stay so.
+        self._left: dict[str, tuple[int, int]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the sums of rows and columns."""
+        kept = self._fingerprint.signatures.values()
+        return sum(one.rows.nbytes + one.columns.nbytes for one in kept if isinstance(one, LineSums))
+
+    def forget(self) -> None:
+        """Search again what could not be mended before."""
+        self._left = {}
 
     def before_pass(self, *_: Any) -> None:
         """As a forward pre-hook of the model."""
@@ -32,20 +44,18 @@ class ScrubbedWords:
         """Put back all words that differ; whether any did, and all that did are as they were."""
         tensors = self._fingerprint.tensors
         found = checksums([self._words.tensor(one.tensor.name) for one in tensors], seed_of(None))
-        wrong = [one for one, now in zip(tensors, found, strict=True) if now != one.checksum]
-        mended = [self._mended(one) for one in wrong]
-        return bool(mended) and all(mended)
+        wrong = [(one, now) for one, now in zip(tensors, found, strict=True) if now != one.checksum]
+        self._left = {
+            one.tensor.name: now
+            for one, now in wrong
+            if self._left.get(one.tensor.name) == now or not self._mended(one)
+        }
+        return bool(wrong) and not self._left
 
     def _mended(self, tensor: TensorPrint) -> bool:
         name = tensor.tensor.name
         found = locate_in_tensor(self._words, tensor, self._fingerprint.signatures[name])
-        mended = False
-        if isinstance(found, WordChanges):
-            try:
-                repair_module(self._module, Located((found,), ()), self._fingerprint)
-                mended = True
-            except (ContractError, InputError):
-                mended = False
+        mended = mend_in_module(self._module, found, self._fingerprint)
         changed = len(found.rows) if isinstance(found, WordChanges) else 0
         self._events.append(Event(Site(name, "parameter", None), "Scrub", changed, "recover", mended))
         return mended

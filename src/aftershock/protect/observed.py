@@ -1,6 +1,6 @@
 """The range that clean outputs take, for range guards."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -50,4 +50,9 @@ def observe_bounds(
     for name, (low, high) in bounds.items():
         if not low <= high:
             raise InputError(f"{name} gives no finite value on clean text: leave it out")
+    return widened(bounds, margin)
+
+
+def widened(bounds: Mapping[str, tuple[float, float]], margin: float) -> dict[str, tuple[float, float]]:
+    """Bounds, by module, further out on either side by `margin` times their distance."""
     return {name: (low - margin * (high - low), high + margin * (high - low)) for name, (low, high) in bounds.items()}

@@ -9,13 +9,14 @@ from transformers.pytorch_utils import Conv1D
 from aftershock.detect import (
     changed_column,
     check_product,
-    check_rows,
+    check_rows_within,
     column_word_sums,
     integer_deviations_from,
     integer_row_deviations,
     linear_checksum,
     put_back,
     rounding_of,
+    tolerance,
 )
 from aftershock.models import exact_sums, integer_product
 from aftershock.protect.guards import Inputs
@@ -31,6 +32,11 @@ class KeptWords:
         """`weight`: shape (outputs, inputs), a view of the parameter's own words."""
         self._weight, self._elsewhere = weight, elsewhere
         self._sums = column_word_sums(weight)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the sums."""
+        return self._sums.nbytes
 
     def mend(self) -> bool:
         """Put changed words back, all of them where they can be told; whether any were."""
@@ -49,12 +55,17 @@ class LinearProduct:
         weight: torch.Tensor = linear.weight.detach()
         outputs_first = weight.T if isinstance(module, Conv1D) else weight
         self._module, self._kept = module, KeptWords(outputs_first, mend)
-        self._rounding = rounding_of(weight.dtype, weight.device.type)
         self._checksum = linear_checksum(outputs_first, linear.bias)
+        self._allowed = tolerance(self._checksum, rounding_of(weight.dtype, weight.device.type))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is kept of the weight."""
+        return self._kept.nbytes + self._checksum.nbytes
 
     def wrong(self, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
         """As `Product` says."""
-        return check_rows(inputs[0], output, self._checksum, self._rounding).wrong
+        return check_rows_within(inputs[0], output, self._checksum, self._allowed).wrong
 
     def again(self, inputs: Inputs) -> torch.Tensor:
         """As `Product` says."""
@@ -73,6 +84,11 @@ class LinearSums:
         """`weight`: int8, shape (outputs, inputs)."""
         self._kept = KeptWords(weight, mend)
         self._checksum = weight.sum(0, dtype=torch.int64)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of what is kept of the weight."""
+        return self._kept.nbytes + self._checksum.nbytes
 
     def wrong(self, inputs: Inputs, output: torch.Tensor) -> torch.Tensor:
         """As `Product` says."""

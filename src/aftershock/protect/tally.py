@@ -1,6 +1,7 @@
 """What protections saw and did: counts that stay on the device until they are asked for, and events."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -47,12 +48,28 @@ class Counts:
     recomputed: int
 
 
+class Counter(Protocol):
+    """What one `protection` sees at a `site`, which stands for the products at `sites`."""
+
+    site: Site
+    sites: tuple[Site, ...]
+    protection: str
+
+    def reset(self) -> None:
+        """Begin anew."""
+
+    def read(self) -> Counts:
+        """What was counted."""
+        ...
+
+
 class Tally:
     """Counts of one protection at one site, int64, shape (4,): calls, checked, wrong, recomputed; added to without
     being read."""
 
     def __init__(self, site: Site, protection: str, device: torch.device) -> None:
         self.site, self.protection = site, protection
+        self.sites: tuple[Site, ...] = (site,)
         self._counts = torch.zeros(4, dtype=torch.int64, device=device)
         self._call = torch.tensor([1, 0, 0, 0], device=device)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from aftershock.detect import integer_row_deviations
-from aftershock.hardware import Scheme, SystolicArray, TileErrors, Zeroing
+from aftershock.hardware import Scheme, SystolicArray, TileErrors
 
 Booleans = npt.NDArray[np.bool_]
 Scope = Literal["tile", "product"]
@@ -59,31 +59,30 @@ def recover(
 ) -> Recovered:
     """Judge sums as `tile_deviations` takes them, and put the `clean` ones into the tiles that `scheme` computes again.
 
-    `clean` computes the sums once more, and is called only where a checksum differs. Under `Zeroing` sums that are
-    wrong become 0. Thresholds and regions of the scheme are for one tile, or with scope "product" for a whole product.
-    Waits for the device.
+    `clean` computes the sums once more, and is called only where a checksum differs. Under a scheme whose `replacement`
+    is "zero" sums that are wrong become 0. Thresholds and regions of the scheme are for one tile, or with scope
+    "product" for a whole product. Waits for the device.
     """
-    deviations = tile_deviations(sums, left, right, array)
-    differences = deviations.cpu().numpy()
-    alarms = np.asarray(differences.any(axis=1))
-    if not alarms.any():
-        return Recovered(sums, alarms, alarms, alarms)
+    differences = tile_deviations(sums, left, right, array).cpu().numpy()
+    if not differences.any():
+        none = np.zeros(len(differences), dtype=np.bool_)
+        return Recovered(sums, none, none, none)
     right_ones = clean()
     matrices = as_matrices(sums, right)
     wrong = matrices != as_matrices(right_ones, right)
-    corrupted = _tiles_with(wrong, array)
+    tiles = TileErrors(differences, _tiles_with(wrong, array))
     if scope == "tile":
-        again = scheme.recomputed(TileErrors(differences, corrupted))
+        again = scheme.recomputed(tiles)
     else:
-        whole = TileErrors(differences.reshape(1, -1), np.array([corrupted.any()]))
-        again = np.broadcast_to(scheme.recomputed(whole), alarms.shape)
-    if isinstance(scheme, Zeroing):
+        whole = TileErrors(differences.reshape(1, -1), np.array([tiles.corrupted.any()]))
+        again = np.broadcast_to(scheme.recomputed(whole), tiles.corrupted.shape)
+    if scheme.replacement == "zero":
         mended = matrices.masked_fill(wrong, 0)
     elif again.any():
         mended = torch.where(_spread(again, matrices, array), as_matrices(right_ones, right), matrices)
     else:
         mended = matrices
-    return Recovered(mended.view_as(sums), alarms, corrupted, again)
+    return Recovered(mended.view_as(sums), tiles.alarms, tiles.corrupted, again)
 
 
 def by_depth(left: torch.Tensor, right: torch.Tensor, array: SystolicArray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -4,6 +4,7 @@ from aftershock.report.diagnosis import diagnosis_markdown, diagnosis_page, laye
 from aftershock.report.joint import write_joint_report
 from aftershock.report.markdown import markdown
 from aftershock.report.page import page
+from aftershock.report.plan_text import plan_text
 from aftershock.report.protection import protection_page, write_protection_plan
 from aftershock.report.regions import VoltageLoss, region_chart, voltage_chart, write_charts
 from aftershock.report.tables import item_frame, trial_frame
@@ -17,6 +18,7 @@ __all__ = [
     "layer_list",
     "markdown",
     "page",
+    "plan_text",
     "protection_page",
     "region_chart",
     "require_writable",

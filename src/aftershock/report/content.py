@@ -7,6 +7,7 @@ from itertools import islice
 import polars as pl
 
 from aftershock.report.examples import ANSWERS, AnswerRow, WorstRow, answer_rows, changed, worst_rows
+from aftershock.report.figure import Figure
 from aftershock.report.generate import GenerateContent, generate_content
 from aftershock.report.searched import search_tables
 from aftershock.report.sweep import SweepContent, sweep_content
@@ -45,14 +46,10 @@ PROOFS = {
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One headline number. `estimate`, `low` and `high` are shares; `value` and `interval` how they are written."""
+class DrawnFigure(Figure):
+    """A headline figure with what it was counted on, and the shares that its strip is drawn from."""
 
-    title: str
-    value: str
-    interval: str
     n: str
-    meaning: str
     estimate: float
     low: float
     high: float
@@ -78,7 +75,7 @@ class Content:
     title: str
     statement: str
     warnings: tuple[str, ...]
-    figures: tuple[Figure, ...]
+    figures: tuple[DrawnFigure, ...]
     outcomes: tuple[OutcomeRow, ...]
     changed_wrong: str
     search: tuple[Table, ...]
@@ -154,16 +151,16 @@ def _warnings(stored: StoredStudy) -> Iterator[str]:
         )
 
 
-def _figures(summary: Summary) -> Iterator[Figure]:
+def _figures(summary: Summary) -> Iterator[DrawnFigure]:
     sdc, floor = summary.sdc_rate, summary.noise_floor
     pairs = f"{sdc.n_faults:,} faults, {sdc.n_pairs:,} answers"
     yield _figure("SDC rate", sdc, pairs, "eligible answers silently corrupted, mean over faults")
-    yield Figure(
+    yield DrawnFigure(
         "Excess over the noise floor",
         points(sdc.excess),
         point_interval(sdc.excess_low, sdc.excess_high),
-        pairs,
         "SDC rate less that of perturbations that mean nothing, on the same items",
+        pairs,
         sdc.excess,
         sdc.excess_low,
         sdc.excess_high,
@@ -173,8 +170,9 @@ def _figures(summary: Summary) -> Iterator[Figure]:
     yield _figure("Noise floor", floor, f"{floor.n:,} perturbations", "SDC rate of perturbations that mean nothing")
 
 
-def _figure(title: str, of: Rate | SdcRate, n: str, meaning: str) -> Figure:
-    return Figure(title, percent(of.estimate), interval(of.low, of.high), n, meaning, of.estimate, of.low, of.high)
+def _figure(title: str, of: Rate | SdcRate, n: str, meaning: str) -> DrawnFigure:
+    written = percent(of.estimate), interval(of.low, of.high)
+    return DrawnFigure(title, *written, meaning, n, of.estimate, of.low, of.high)
 
 
 def _outcome_rows(trials: pl.DataFrame, summary: Summary) -> Iterator[OutcomeRow]:

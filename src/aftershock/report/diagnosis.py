@@ -1,22 +1,16 @@
 """The page of a diagnosis: verdict, ladder, findings, where and when the target deviates, how to reproduce it."""
 
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-
-import vl_convert
-from markupsafe import Markup
 
 from aftershock.diagnose import Diagnosis, Finding
 from aftershock.report.diagnosis_charts import curve_panel, picture_panel
 from aftershock.report.markdown import escaped
 from aftershock.report.markdown import table as markdown_table
-from aftershock.report.page import environment, script_hash
+from aftershock.report.rendering import rendered
 from aftershock.report.table import Table
 from aftershock.report.wording import number
 from aftershock.report.write import replaced
-
-_ASSETS = files("aftershock.report") / "assets"
 
 SHOWN_NAMES = 40
 """Most unmatched values that are listed."""
@@ -105,20 +99,12 @@ def _value(value: float | str | None) -> str:
 def diagnosis_page(found: Diagnosis, command: str) -> str:
     """A diagnosis as one HTML document that loads nothing, as a study's page does."""
     panels = tuple(panel for panel in (curve_panel(found), picture_panel(found)) if panel.spec is not None)
-    vega: str = vl_convert.javascript_bundle()
-    scripts = (vega, (_ASSETS / "page.js").read_text("utf-8"))
-    return (
-        environment()
-        .get_template("diagnosis.html.j2")
-        .render(
-            said=diagnosis_content(found, command),
-            divergent=found.divergent,
-            panels=panels,
-            specs={panel.name: panel.spec for panel in panels},
-            style=Markup((_ASSETS / "page.css").read_text("utf-8")),
-            scripts=tuple(Markup(script) for script in scripts),
-            hashes=tuple(script_hash(script) for script in scripts),
-        )
+    return rendered(
+        "diagnosis.html.j2",
+        diagnosis_content(found, command),
+        {panel.name: panel.spec for panel in panels},
+        divergent=found.divergent,
+        panels=panels,
     )
 
 

@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
-from markupsafe import Markup
-
 from aftershock.report.markdown import escaped, table, takeaway_blocks
-from aftershock.report.page import environment
+from aftershock.report.rendering import rendered_alone
 from aftershock.report.takeaways import TakeawayContent, takeaway_content
 from aftershock.report.wording import rate
 from aftershock.report.write import replaced
@@ -17,8 +14,6 @@ from aftershock.study import CampaignSummary, MemberSummary, Rate, SdcRate
 
 LEAST_FAULTS = 100
 """Faults of a study whose interval the axis makes room for."""
-
-_ASSETS = files("aftershock.report") / "assets"
 
 
 @dataclass(frozen=True)
@@ -117,9 +112,7 @@ def _sweeps(studies: Sequence[MemberSummary]) -> tuple[SweepTable, ...]:
 
 def joint_page(said: Joint) -> str:
     """The campaign as one HTML document, without a script; it loads nothing, and links to its studies' own pages."""
-    style = Markup((_ASSETS / "page.css").read_text("utf-8"))
-    template = environment().get_template("joint.html.j2")
-    return template.render(said=said, style=style)
+    return rendered_alone("joint.html.j2", said)
 
 
 def joint_markdown(said: Joint) -> str:

@@ -1,33 +1,20 @@
 """The page of a plan: SDC before and after, what was chosen, what every other budget would buy."""
 
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import altair as alt
 import polars as pl
 import vl_convert
-from markupsafe import Markup
 
 from aftershock.protect import Planned, ProtectionPlan, protections_text
 from aftershock.report.drawing import ACCENT, NEUTRAL, finished
-from aftershock.report.page import environment, script_hash
+from aftershock.report.figure import Figure
+from aftershock.report.rendering import rendered
 from aftershock.report.table import Table
-from aftershock.report.wording import percent, point_interval, rate
+from aftershock.report.wording import added, interval, percent, point_interval, rate
 from aftershock.report.write import replaced
 from aftershock.study import Rate
-
-_ASSETS = files("aftershock.report") / "assets"
-
-
-@dataclass(frozen=True)
-class PlanFigure:
-    """One headline figure: what it is, its value, its interval, and what is behind it."""
-
-    title: str
-    value: str
-    interval: str
-    meaning: str
 
 
 @dataclass(frozen=True)
@@ -37,7 +24,7 @@ class PlanContent:
     title: str
     statement: str
     warnings: tuple[str, ...]
-    figures: tuple[PlanFigure, ...]
+    figures: tuple[Figure, ...]
     sets: Table
     offered: Table
     command: str
@@ -56,13 +43,18 @@ def plan_content(found: ProtectionPlan, command: str) -> PlanContent:
         figures=(
             _figure("SDC before", fresh.before, f"{fresh.before.n} fresh faults, unprotected"),
             _figure("SDC after", fresh.after, "the same faults on the protected model"),
-            PlanFigure(
+            Figure(
                 "Difference",
                 f"{100 * fresh.difference.estimate:+.2f}",
-                point_interval(fresh.difference.low, fresh.difference.high),
+                _bounds(fresh.difference),
                 f"points, paired by fault, p = {fresh.p_value:.2g}; {fresh.mended} mended, {fresh.caused} caused",
             ),
-            PlanFigure("Latency", _added(cost.latency.estimate), _bounds(cost.latency), _latency(found)),
+            Figure(
+                "Latency",
+                added(cost.latency.estimate),
+                _bounds(cost.latency),
+                _latency(found),
+            ),
             _coverage(found),
         ),
         sets=Table(
@@ -87,7 +79,7 @@ def plan_content(found: ProtectionPlan, command: str) -> PlanContent:
                     "yes" if one.chosen else "",
                     f"{one.removes} of {found.harmful}",
                     str(one.causes),
-                    "–" if one.latency is None else f"{_added(one.latency.estimate)} {_bounds(one.latency)}",
+                    "–" if one.latency is None else f"{added(one.latency.estimate)} {_bounds(one.latency)}",
                     "–" if one.nbytes is None else f"{one.nbytes / 1e6:,.2f} MB",
                 )
                 for one in sorted(found.offered, key=lambda one: (not one.chosen, -one.removes))
@@ -101,9 +93,9 @@ def _warnings(found: ProtectionPlan) -> list[str]:
     cost, said = found.cost, []
     if cost.latency.estimate > found.budget:
         said.append(
-            f"The chosen set costs {_added(cost.latency.estimate)} together, more than its budget of "
+            f"The chosen set costs {added(cost.latency.estimate)} together, more than its budget of "
             f"{100 * found.budget:g} %: costs that were measured one by one and added up came to "
-            f"{_added(cost.predicted)}."
+            f"{added(cost.predicted)}."
         )
     if found.false_alarms:
         said.append(f"{found.false_alarms:,} of {found.checked:,} checks of clean runs were false alarms.")
@@ -113,33 +105,28 @@ def _warnings(found: ProtectionPlan) -> list[str]:
 def _latency(found: ProtectionPlan) -> str:
     cost = found.cost
     return (
-        f"predicted {_added(cost.predicted)}; prefill {_added(cost.prefill.estimate)}, decode "
-        f"{_added(cost.decode.estimate)}; {cost.nbytes / 1e6:,.2f} MB kept"
+        f"predicted {added(cost.predicted)}; prefill {added(cost.prefill.estimate)}, decode "
+        f"{added(cost.decode.estimate)}; {cost.nbytes / 1e6:,.2f} MB kept"
     )
 
 
-def _coverage(found: ProtectionPlan) -> PlanFigure:
+def _coverage(found: ProtectionPlan) -> Figure:
     alarms = f"{found.false_alarms:,} false alarms in {found.checked:,} checks of clean runs"
     if found.fresh.coverage is None:
-        return PlanFigure("Coverage", "–", "", f"no fresh fault did harm; {alarms}")
+        return Figure("Coverage", "–", "", f"no fresh fault did harm; {alarms}")
     return _figure("Coverage", found.fresh.coverage, f"of harmful fresh faults seen by the set; {alarms}")
 
 
-def _figure(title: str, found: Rate, meaning: str) -> PlanFigure:
-    written = _written(found).partition(" [")
-    return PlanFigure(title, written[0], f"[{written[2]}", meaning)
+def _figure(title: str, found: Rate, meaning: str) -> Figure:
+    return Figure(title, percent(found.estimate), interval(found.low, found.high), meaning)
 
 
 def _written(found: Rate) -> str:
     return rate(found.estimate, found.low, found.high)
 
 
-def _added(share: float) -> str:
-    return f"{100 * share:+.2f}\N{NO-BREAK SPACE}%"
-
-
 def _bounds(found: Rate) -> str:
-    return f"[{100 * found.low:+.2f}, {100 * found.high:+.2f}]"
+    return point_interval(found.low, found.high)
 
 
 def curve_frame(found: ProtectionPlan) -> pl.DataFrame:
@@ -179,19 +166,7 @@ def curve_chart(found: ProtectionPlan) -> alt.LayerChart:
 
 def protection_page(found: ProtectionPlan, command: str) -> str:
     """A plan as one HTML document that loads nothing, as a study's page does."""
-    vega: str = vl_convert.javascript_bundle()
-    scripts = (vega, (_ASSETS / "page.js").read_text("utf-8"))
-    return (
-        environment()
-        .get_template("protection.html.j2")
-        .render(
-            said=plan_content(found, command),
-            specs={"curve": curve_chart(found).to_dict()},
-            style=Markup((_ASSETS / "page.css").read_text("utf-8")),
-            scripts=tuple(Markup(script) for script in scripts),
-            hashes=tuple(script_hash(script) for script in scripts),
-        )
-    )
+    return rendered("protection.html.j2", plan_content(found, command), {"curve": curve_chart(found).to_dict()})
 
 
 def write_protection_plan(planned: Planned, command: str, folder: Path) -> Path:

@@ -9,8 +9,10 @@ from statistics import fmean
 
 import altair as alt
 import polars as pl
+import vl_convert
 
 from aftershock.errors import InputError
+from aftershock.files import replace_file
 from aftershock.protect import FittedRegion
 from aftershock.report.drawing import ACCENT, NEUTRAL
 
@@ -117,7 +119,8 @@ def voltage_chart(component: str, losses: Sequence[VoltageLoss]) -> alt.LayerCha
 
 
 def write_charts(charts: Sequence[alt.LayerChart], path: Path, columns: int = 3) -> None:
-    """Write charts as one picture, PNG or SVG by the path's ending, side by side in rows of `columns`.
+    """Write charts as one picture, PNG or SVG by the path's ending, side by side in rows of `columns`;
+    replaced whole or not at all.
 
     Raises InputError for another ending, without charts, and where the file can't be written.
     """
@@ -125,9 +128,10 @@ def write_charts(charts: Sequence[alt.LayerChart], path: Path, columns: int = 3)
         raise InputError(f"there are no charts to write to {path}: give at least one")
     if path.suffix not in (".png", ".svg"):
         raise InputError(f"{path} is neither a PNG nor an SVG: give it one of these endings")
-    together = alt.concat(*charts, columns=columns).resolve_scale(color="shared", shape="shared")
+    together = alt.concat(*charts, columns=columns).resolve_scale(color="shared", shape="shared").to_json()
+    convert = vl_convert.vegalite_to_png if path.suffix == ".png" else vl_convert.vegalite_to_svg
     try:
-        together.save(str(path))
+        replace_file(path, convert(together))
     except OSError as error:
         raise InputError(f"{path} can't be written ({error.strerror}): give another path") from error
 

@@ -14,6 +14,11 @@ def points(difference: float) -> str:
     return f"{100 * difference:+.2f}\N{NO-BREAK SPACE}points"
 
 
+def added(share: float) -> str:
+    """A share that is added, always signed: `+1.80 %`."""
+    return f"{100 * share:+.2f}\N{NO-BREAK SPACE}%"
+
+
 def interval(low: float, high: float) -> str:
     """An interval of shares: `[1.90, 5.10]`, in percent."""
     return f"[{_digits(100 * low)}, {_digits(100 * high)}]"

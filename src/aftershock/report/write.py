@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aftershock.errors import InputError
+from aftershock.files import replace_file
 from aftershock.report.markdown import markdown
 from aftershock.report.page import page
 from aftershock.report.tables import csv_text, item_frame, trial_frame
@@ -41,19 +42,9 @@ def replaced(folder: Path, contents: Mapping[str, str | bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
-            _replace(folder / name, content if isinstance(content, bytes) else content.encode("utf-8"))
+            replace_file(folder / name, content)
     except OSError as error:
         raise InputError(
             f"the report can't be written to {folder} ({error.strerror}): "
             "check the folder, its rights and the space left on the disk"
         ) from None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside the file and rename: a reader finds the old content or the new one, never half of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -26,7 +26,7 @@ from aftershock.stats.fragility import (
     relative_change,
     threshold_interval,
 )
-from aftershock.stats.intervals import exact, rule_of_three, wilson
+from aftershock.stats.intervals import exact, rule_of_three, upper_bound, wilson
 from aftershock.stats.nonfinite import NonFinite, nonfinite_chance, parameters_from_nan, published_nan_chance
 from aftershock.stats.sequences import anytime_interval
 from aftershock.stats.sizing import sample_size, sample_size_relative
@@ -92,6 +92,7 @@ __all__ = [
     "stratum_variances",
     "threshold_interval",
     "unpaired_difference",
+    "upper_bound",
     "weighted_by_label",
     "weighted_interval",
     "wilson",

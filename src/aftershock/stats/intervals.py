@@ -1,8 +1,10 @@
-"""Intervals for a rate seen in n independent tries."""
+"""Intervals for a rate seen in n independent tries; a bound of a mean."""
 
-from math import sqrt
+from collections.abc import Sequence
+from math import inf, isfinite, sqrt
+from statistics import fmean, stdev
 
-from scipy.special import betaincinv, ndtri
+from scipy.special import betaincinv, ndtri, stdtrit
 
 from aftershock.errors import InputError
 from aftershock.stats.estimates import Estimate, check_fraction
@@ -67,6 +69,16 @@ def rule_of_three(n: int, confidence: float = 0.95) -> float:
     if n < 1:
         raise InputError(f"{n} tries bound nothing: give at least 1")
     return float(1 - (1 - confidence) ** (1 / n))
+
+
+def upper_bound(losses: Sequence[float], confidence: float = 0.95) -> float:
+    """One-sided upper bound of the mean of independent losses, by Student's t: mean + t s / sqrt(n); inf where one is
+    not finite, or where there is only one. Raises InputError for a confidence outside (0, 1)."""
+    check_fraction(confidence, "confidence")
+    if len(losses) < 2 or not all(map(isfinite, losses)):
+        return inf
+    quantile = float(stdtrit(len(losses) - 1, confidence))
+    return fmean(losses) + quantile * stdev(losses) / sqrt(len(losses))
 
 
 def _check_tries(successes: int, n: int) -> None:

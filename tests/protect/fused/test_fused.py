@@ -20,10 +20,10 @@ from tiny_models import tiny_loaded
 
 TOKENS = torch.arange(4, 28).view(2, 12)
 GROUPS = {
-    "self_attn.k_proj": {"q_proj", "k_proj", "v_proj"},
-    "self_attn.o_proj": {"o_proj"},
-    "mlp.up_proj": {"gate_proj", "up_proj"},
-    "mlp.down_proj": {"down_proj"},
+    "self_attn.k_proj": "q+k+v",
+    "self_attn.o_proj": "o",
+    "mlp.up_proj": "gate+up",
+    "mlp.down_proj": "down",
 }
 
 
@@ -50,15 +50,16 @@ def written(model: LoadedModel) -> torch.Tensor:
     return made
 
 
-def wrong(protected: Protected) -> set[str]:
-    return {counts.site.module for counts in protected.report() if counts.wrong}
+def wrong(protected: Protected) -> list[tuple[int | None, str]]:
+    """Layer and components of each check that saw something."""
+    return [(counts.site.layer, counts.site.component) for counts in protected.report() if counts.wrong]
 
 
 def test_clean_words_stay_and_nothing_alarms(model: LoadedModel):
     before = logits(model), written(model)
     with protect(model, [FusedChecksum()]) as protected:
         during = logits(model), written(model)
-        assert wrong(protected) == set()
+        assert wrong(protected) == []
         assert {counts.checked for counts in protected.report()} == {TOKENS.numel()}
     after = logits(model), written(model)
     for one, other, last in zip(before, during, after, strict=True):
@@ -72,27 +73,25 @@ def test_a_struck_weight_is_seen_by_its_own_check_alone(protected: Protected, pa
     with torch.no_grad():
         module.weight[3, 5] += 1000.0
     logits(protected.model)
-    assert {name.rpartition(".")[2] for name in wrong(protected)} == GROUPS[path]
-    assert all(name.startswith("model.layers.1.") for name in wrong(protected))
+    assert wrong(protected) == [(1, GROUPS[path])]
     protected.reset()
     with torch.no_grad():
         module.weight[3, 5] = 0.0
     protected.renew()
     logits(protected.model)
-    assert wrong(protected) == set()
+    assert wrong(protected) == []
 
 
+@pytest.mark.parametrize("values", [(1e4,), (torch.nan,), (1e4, -1e4)], ids=str)
 @pytest.mark.parametrize("path", GROUPS)
-def test_a_struck_output_is_seen_in_its_row(protected: Protected, path: str):
+def test_struck_outputs_are_seen_in_their_row(protected: Protected, path: str, values: tuple[float, ...]):
     def strike(_module: torch.nn.Module, _arguments: object, output: torch.Tensor) -> None:
-        output[1, 2, 0] = torch.nan if path == "mlp.down_proj" else 1e4
+        output[1, 2, : len(values)] = torch.tensor(values)
 
     hook = protected.model.module.get_submodule(f"model.layers.0.{path}").register_forward_hook(strike)
     logits(protected.model)
     hook.remove()
-    first = [counts for counts in protected.report() if counts.site.layer == 0 and counts.wrong]
-    assert {counts.site.module.rpartition(".")[2] for counts in first} >= GROUPS[path]
-    own = [counts for counts in first if counts.site.module.endswith(path)]
+    own = [one for one in protected.report() if (one.site.layer, one.site.component) == (0, GROUPS[path])]
     assert [counts.wrong for counts in own] == [1]
 
 
@@ -101,6 +100,15 @@ def test_only_what_is_asked_for_is_checked(model: LoadedModel):
         logits(model)
         checked = {counts.site.component for counts in protected.report() if counts.checked}
     assert checked == {"o", "down", "lm_head"}
+
+
+def test_products_that_are_checked_as_one_are_counted_once_and_all_covered(protected: Protected):
+    logits(protected.model)
+    counts = [one for one in protected.report() if one.site.layer == 1]
+    assert [one.site.component for one in counts] == ["q+k+v", "o", "gate+up", "down"]
+    assert counts[0].site.module == "model.layers.1.self_attn.q_proj"
+    covered = {one.site.component for one in protected.coverage if one.protections == ("FusedChecksum",)}
+    assert covered == {"q", "k", "v", "o", "gate", "up", "down"}
 
 
 def test_other_architectures_are_refused():
@@ -165,7 +173,7 @@ def test_biases_are_part_of_what_is_checked():
     clean = logits(model)
     with protect(model, [FusedChecksum()]) as protected:
         assert torch.equal(logits(model), clean)
-        assert wrong(protected) == set()
+        assert wrong(protected) == []
 
 
 def test_weights_that_need_signs_are_refused():
@@ -182,7 +190,7 @@ def numbers(*values: float) -> torch.Tensor:
 
 
 def test_rows_that_share_a_place_leave_the_largest_strain():
-    own = Bound(torch.full((2,), UNSEEN), 0.0, 0.0, 0.0, 1.0, 0.5)
+    own = Bound(torch.full((2,), UNSEEN), 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.5)
     # Deviations of 3, 0.25, 0.5 and 0.75 from sums that begin at the bias.
     nothing = torch.zeros(4)
     judge(numbers(1.0, 2.0, 3.0, 4.0), nothing, numbers(4.5, 2.75, 4.0, 5.25), nothing, own)
@@ -190,15 +198,22 @@ def test_rows_that_share_a_place_leave_the_largest_strain():
 
 
 def test_rows_of_which_a_check_says_nothing_are_infinitely_strained():
-    own = Bound(torch.full((4,), UNSEEN), 0.0, 0.0, 0.0, 0.0, 0.0)
+    own = Bound(torch.full((4,), UNSEEN), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
     nothing = torch.zeros(4)
     judge(numbers(0.0, 1.0, torch.nan, torch.inf), nothing, nothing, nothing, own)
     assert own.strains.tolist() == [0.0, torch.inf, torch.inf, torch.inf]
 
 
+def test_outputs_that_are_too_large_are_infinitely_strained_and_widen_no_threshold():
+    own = Bound(torch.full((3,), UNSEEN), 0.0, 1.0, 0.0, 1.0, 2.0, 1.0, 0.0)
+    # Norms of outputs of 5, 6 and 7, of which inputs of norm 2 make 5 at most; the floor's 1 is left to them.
+    judge(numbers(3.0, 3.0, 0.0), torch.full((3,), 4.0), torch.zeros(3), numbers(25.0, 36.0, 49.0), own)
+    assert own.strains.tolist() == [0.5, 0.5, torch.inf]
+
+
 def test_places_are_wrong_above_the_threshold():
     own = guard(linear_checksum(torch.eye(8)), rounding_of(torch.float32, "cpu"))
-    tally = FusedTally(Site("layer", "down", 0), "FusedChecksum", own)
+    tally = FusedTally((Site("layer", "down", 0),), "FusedChecksum", own)
     own.bound.strains[:3] = numbers(0.99, 1.0, 1.01)
     assert (tally.read().checked, tally.read().wrong) == (3, 1)
     tally.reset()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from aftershock.detect import linear_checksum, rounding_of
+from aftershock.detect import LinearChecksum, linear_checksum, rounding_of
 from aftershock.numerics import generator
 from aftershock.protect.fused import plain_steps
 from aftershock.protect.fused.decoder_block import steps_on
@@ -36,7 +36,7 @@ def drawn(*shape: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
 
 
 def fresh() -> Bound:
-    return Bound(torch.full((SLOTS,), UNSEEN, device=DEVICE), 1e-3, 1e-2, 1e-3, 1e-4, 0.5)
+    return Bound(torch.full((SLOTS,), UNSEEN, device=DEVICE), 1e-3, 1e-2, 1e-3, 1e-4, 1e3, 0.0, 0.5)
 
 
 def renewed(checks: NormChecks) -> NormChecks:
@@ -56,7 +56,7 @@ def parts(tensor: torch.Tensor | None) -> torch.Tensor:
 
 
 def close(first: torch.Tensor, second: torch.Tensor, dtype: torch.dtype) -> None:
-    """Equal but for few last places."""
+    """Equal but for few last places of numbers of the size that goes in: sums may be smaller."""
     torch.testing.assert_close(first, second, rtol=4 * torch.finfo(dtype).eps, atol=4 * torch.finfo(dtype).eps)
 
 
@@ -111,8 +111,10 @@ def test_rotations_agree(cached: bool, dtype: torch.dtype):
         kept = Kept(room[0], room[1], torch.tensor(4, device=DEVICE)) if cached else None
         queries, keys, values = made.split(sizes, -1)
         found.append(steps.rotate(queries, keys, values, angles, HEAD, kept, True))
-    for first, second in zip(*[one[:3] for one in found], strict=True):
-        assert torch.equal(first, second)
+    for first, second in zip(*[one[:2] for one in found], strict=True):
+        # A compiler may leave out that products are rounded before they are added.
+        close(second, first, dtype)
+    assert torch.equal(found[0][2], found[1][2])
     torch.testing.assert_close(parts(found[1][3]), parts(found[0][3]), rtol=1e-5, atol=1e-3)
 
 
@@ -121,11 +123,34 @@ def test_outputs_are_checked(dtype: torch.dtype):
     inputs, weight = drawn(5, HIDDEN, dtype=dtype, seed=0), drawn(20_000, HIDDEN, dtype=dtype, seed=1)
     checksum = linear_checksum(weight)
     outputs = torch.nn.functional.linear(inputs, weight)
-    wide = inputs.float()
-    predicted = torch.stack([wide @ checksum.sums, wide.square().sum(-1)], -1).unsqueeze(1)
     for wrong in (False, True):
         own = bound(checksum, rounding_of(dtype, "cuda"))
         if wrong:
             outputs[3, 7] = 30_000.0
-        steps_on(DEVICE).check_outputs(outputs, Predicted(own, predicted))
+        steps_on(DEVICE).check_outputs(outputs, Predicted(own, prediction(inputs, checksum)))
         assert (own.strains > 1).nonzero().flatten().tolist() == ([3] if wrong else [])
+
+
+def prediction(inputs: torch.Tensor, checksum: LinearChecksum) -> torch.Tensor:
+    wide = inputs.float()
+    return torch.stack([wide @ checksum.sums, wide.square().sum(-1)], -1).unsqueeze(1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_errors_that_cancel_are_seen(dtype: torch.dtype):
+    inputs, weight = drawn(5, HIDDEN, dtype=dtype, seed=0), drawn(128, HIDDEN, dtype=dtype, seed=1)
+    checksum, rounding = linear_checksum(weight), rounding_of(dtype, "cuda")
+    outputs = torch.nn.functional.linear(inputs, weight)
+    outputs[3, 7:9] = torch.tensor([30_000.0, -30_000.0])
+    wide = outputs.float()
+    sums = torch.stack([wide.sum(-1), wide.square().sum(-1)], -1).unsqueeze(1)
+    bounds = [bound(checksum, rounding) for _ in range(4)]
+    made = Made(bounds[0], inputs, checksum.sums)
+    predicted = [Predicted(own, prediction(inputs, checksum)) for own in bounds[1:]]
+    steps, ones = steps_on(DEVICE), torch.ones_like(outputs[0])
+    steps.add_norm(outputs, outputs, ones, 1e-5, NormChecks(made))
+    steps.add_norm(outputs, outputs, ones, 1e-5, NormChecks(predicted[0], Summed(predicted[1], sums)))
+    steps.check_outputs(outputs, predicted[2])
+    for own in bounds:
+        assert own.strains[3] == torch.inf
+        assert (own.strains > 1).sum() == 1

@@ -153,7 +153,7 @@ def test_costs(plan: Plan) -> None:
     assert (nothing.latency.estimate, nothing.nbytes) == (0.0, 0)
     assert rarely.latency.estimate == pytest.approx(often.latency.estimate / 1000)
     assert often.nbytes == rarely.nbytes > 0
-    assert measured_cost(plan.model, [Checksum(("down",))], batches, rounds=3).nbytes == 2 * 24 * weight.shape[1]
+    assert measured_cost(plan.model, [Checksum(("down",))], batches, rounds=3).nbytes == 2 * 20 * weight.shape[1]
     with pytest.raises(InputError, match="at least 3 rounds"):
         measured_cost(plan.model, [Scrub()], [])
     assert not hasattr(plan.model.module, "_aftershock_protected")
@@ -176,7 +176,7 @@ def test_sums_of_a_transposed_weight_are_as_long_as_its_inputs(tmp_path: Path) -
     plan = make_plan(tiny_settings(tmp_path, "gpt2"))
     inputs, outputs = plan.model.module.get_parameter("transformer.h.1.mlp.c_proj.weight").shape
     assert inputs != outputs
-    assert measured_cost(plan.model, [Checksum(("fc2",))], plan.batches[:1], rounds=3).nbytes == 2 * 24 * inputs
+    assert measured_cost(plan.model, [Checksum(("fc2",))], plan.batches[:1], rounds=3).nbytes == 2 * 20 * inputs
 
 
 @pytest.mark.parametrize("scheme", [None, ClassicalABFT()])

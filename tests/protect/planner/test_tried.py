@@ -1,10 +1,12 @@
 """What protections do to recorded faults: harm that is removed, and harm that is caused."""
 
+import numpy as np
 import pytest
 
 from aftershock.protect import (
     Backup,
     Checksum,
+    Cost,
     DualFirstToken,
     FiniteScreen,
     Protection,
@@ -13,7 +15,9 @@ from aftershock.protect import (
     protected_records,
 )
 from aftershock.protect.planner.candidates import Candidate, may_act
+from aftershock.protect.planner.offering import Tried
 from aftershock.protect.planner.tried import caused, due_share, recorded, removal
+from aftershock.stats import Estimate
 from aftershock.study import Plan, TrialRecord, make_plan
 from tiny_study import tiny_settings
 
@@ -90,3 +94,45 @@ def test_rates_before_and_after(records: list[TrialRecord]) -> None:
     shares = [record.sdc_share or 0.0 for record in records]
     assert found.before.estimate == pytest.approx(sum(shares) / 3)
     assert found.after.estimate == pytest.approx((1 + shares[2]) / 3)
+
+
+@pytest.fixture(scope="module")
+def tried(records: list[TrialRecord]) -> Tried:
+    """Of three that were offered the first and the last help: the checksum removes all harm; the screen that of trial
+    1, and makes both trials that showed by themselves do more."""
+    screen = Candidate("screen", FiniteScreen(limit="clamp"))
+    slow, fast = (Estimate(share, share - 0.1, share + 0.1, 3) for share in (0.5, -0.25))
+    return Tried(
+        harmful=(records[0], records[1]),
+        showing=(records[1], records[2]),
+        offered=(OFFERED[0], OFFERED[2], screen),
+        useful=(OFFERED[0], screen),
+        removes=np.array([[True, False], [True, True]]),
+        causes=np.array([[False, True], [False, True]]),
+        costs=(Cost(slow, slow, slow, 48), Cost(fast, fast, fast, 0)),
+    )
+
+
+def test_harm_that_chosen_guards_cause_is_recorded_beside_what_they_remove(tried: Tried) -> None:
+    added = {2: (tried.showing[1].sdc_share or 0.0) + due_share(tried.showing[1])}
+    assert added[2] > 0
+    assert tried.after([1]) == {1: 0.0, **added}
+    assert tried.after([0]) == {0: 0.0, 1: 0.0}
+    assert tried.after([0, 1]) == {0: 0.0, 1: 0.0, **added}
+    assert tried.after([]) == {}
+
+
+def test_what_was_tried_is_weighed_and_listed(tried: Tried) -> None:
+    offers = tried.offers
+    assert offers.weights.tolist() == [one.sdc_share for one in tried.harmful]
+    assert offers.harm.tolist() == [0.75, 0.5]
+    # What is measured to be faster than nothing is taken to be free.
+    assert (offers.latency.tolist(), offers.memory.tolist()) == ([0.5, 0.0], [48.0, 0.0])
+    listed = tried.listed([1])
+    assert [(one.name, one.removes, one.causes, one.nbytes, one.chosen) for one in listed] == [
+        ("checksum", 2, 0, 48, False),
+        ("scrub", 0, 0, None, False),
+        ("screen", 1, 2, 0, True),
+    ]
+    assert listed[1].latency is None
+    assert tried.names([1, 0]) == ("screen", "checksum")

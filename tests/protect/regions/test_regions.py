@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aftershock.errors import InputError
 from aftershock.hardware import CriticalRegion, SystolicArray
-from aftershock.models import LoadedModel, load
+from aftershock.models import LoadedModel, load, text_perplexity, text_windows
 from aftershock.protect import (
     CriticalRegions,
     FittedRegion,
@@ -22,13 +22,11 @@ from aftershock.protect import (
     equal_errors,
     fit_component,
     load_regions,
-    perplexity,
     save_regions,
     text_digest,
-    text_windows,
-    upper_bound,
 )
 from aftershock.protect.regions.fitting import region_of, search_border
+from aftershock.stats import upper_bound
 from tiny_models import save_tiny
 
 ARRAY = SystolicArray("output-stationary", 16, 16)
@@ -54,25 +52,8 @@ def sums_of(model: LoadedModel, component: str, windows: torch.Tensor) -> list[t
         return sums
 
     with changed_sums(model, component, look):
-        perplexity(model, windows)
+        text_perplexity(model, windows)
     return found
-
-
-def test_windows_begin_with_the_beginning_and_follow_one_another(model: LoadedModel) -> None:
-    windows = text_windows(model, TEXT, 2, 3, 8)
-    assert windows.shape == (2, 3, 8)
-    assert (windows[..., 0] == model.tokenizer.bos_token_id).all()
-    assert model.tokenizer.decode(windows[..., 1:].flatten()) == TEXT[: 6 * 7]
-    with pytest.raises(InputError, match="give a longer one"):
-        text_windows(model, TEXT, 1, 100, 20)
-    with pytest.raises(InputError, match="nothing to predict"):
-        text_windows(model, TEXT, 1, 0, 20)
-
-
-def test_perplexity_is_that_of_the_model_alone(model: LoadedModel, windows: torch.Tensor) -> None:
-    logits = model.module(input_ids=windows[0]).logits
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), windows[0, :, 1:].flatten())
-    assert perplexity(model, windows) == pytest.approx(float(loss.exp()), rel=1e-5)
 
 
 @pytest.mark.parametrize("component", ["k", "qk", "sv", "down"])
@@ -115,7 +96,7 @@ def test_places_of_errors_differ_by_layer(model: LoadedModel, windows: torch.Ten
         equal_errors(model, "v", 1, 4, ARRAY, 0, 0),
         changed_sums(model, "v", compare),
     ):
-        perplexity(model, windows)
+        text_perplexity(model, windows)
     assert [len(one) for one in places] == [4] * len(places)
     assert places[0] != places[1]
 
@@ -135,7 +116,7 @@ def test_more_errors_than_columns_are_refused(model: LoadedModel, windows: torch
         equal_errors(model, "k", 1, 2**20, ARRAY, 0, 0),
         pytest.raises(InputError, match="don't fit"),
     ):
-        perplexity(model, windows)
+        text_perplexity(model, windows)
 
 
 def test_components_without_sums_of_their_own_are_refused(model: LoadedModel, tmp_path: Path) -> None:
@@ -186,7 +167,7 @@ def test_a_component_that_nothing_harms_is_recovered_above_what_was_tried_alone(
 
 def test_a_fit_says_what_its_points_cost(model: LoadedModel, windows: torch.Tensor) -> None:
     found = fit_component(model, "o", windows, ARRAY, accepted=0.3, seeds=2)
-    assert found.clean == perplexity(model, windows)
+    assert found.clean == text_perplexity(model, windows)
     assert found.tiles == 2 * 3
     assert {point.acceptable for point in found.points} == {True, False}
     for point in found.points:
@@ -196,12 +177,6 @@ def test_a_fit_says_what_its_points_cost(model: LoadedModel, windows: torch.Tens
     assert bar_of_tile == pytest.approx(float(found.region.theta_mag(np.array([6 * 2**30]))))
     with pytest.raises(InputError, match="give at least 2"):
         fit_component(model, "o", windows, ARRAY, seeds=1)
-
-
-def test_upper_bounds_are_those_of_students_t() -> None:
-    assert upper_bound([1.0, 2.0, 3.0, 4.0, 5.0]) == pytest.approx(3 + 2.131847 * 1.5811388 / 5**0.5, rel=1e-6)
-    assert upper_bound([1.0]) == inf
-    assert upper_bound([1.0, inf]) == inf
 
 
 def regions() -> CriticalRegions:

@@ -150,6 +150,8 @@ def check_outputs_kernel(
     by_outputs,
     by_expected,
     floor,
+    norm,
+    offset,
     bias,
     COLUMNS: tl.constexpr,
     PARTS: tl.constexpr,
@@ -184,5 +186,7 @@ def check_outputs_kernel(
         by_outputs,
         by_expected,
         floor,
+        norm,
+        offset,
         bias,
     )

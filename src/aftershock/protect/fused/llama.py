@@ -1,4 +1,4 @@
-"""Llama's decoder layers run so that the steps between their products check them (`detect.run_block`)."""
+"""Llama's decoder layers run so that the steps between their products check them (`run_block`)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -29,7 +29,7 @@ from aftershock.protect.fused.decoder_block import (
     run_block,
     steps_on,
 )
-from aftershock.protect.tally import Counts, Site, Tally
+from aftershock.protect.tally import Counts, Site
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -40,13 +40,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
 """A layer's products; those that read the same input are checked as one."""
 
 
-class FusedTally(Tally):
+class FusedTally:
     """Counts places of a guard's strains, of which every row has one, modulo their number: those where a row was
-    checked, and those where one was wrong. Nothing is added up on the way, so calls are not counted."""
+    checked, and those where one was wrong. Nothing is added up on the way, so calls are not counted. Products that are
+    checked as one have one site, at the first one's module."""
 
-    def __init__(self, site: Site, protection: str, own: Guard) -> None:
-        super().__init__(site, protection, own.checksum.device)
-        self._guard = own
+    def __init__(self, sites: tuple[Site, ...], protection: str, own: Guard) -> None:
+        self.site = Site(sites[0].module, "+".join(site.component for site in sites), sites[0].layer)
+        self.sites, self.protection, self._guard = sites, protection, own
 
     def reset(self) -> None:
         """Begin anew."""
@@ -59,8 +60,8 @@ class FusedTally(Tally):
         return Counts(self.site, self.protection, 0, checked, wrong, 0)
 
 
-def fuse(model: LoadedModel, protection: FusedChecksum, sites: tuple[Site, ...], undo: ExitStack) -> list[Tally]:
-    """Let a model's layers and its last norm check what is asked for, until it is undone; a tally for each product.
+def fuse(model: LoadedModel, protection: FusedChecksum, sites: tuple[Site, ...], undo: ExitStack) -> list[FusedTally]:
+    """Let a model's layers and its last norm check what is asked for, until it is undone; a tally for each guard.
 
     Raises InputError for models whose layers don't compute what Llama's do, and as `guard` and `rounding_of` do; in a
     pass of which hidden states or attentions are asked, too.
@@ -70,19 +71,20 @@ def fuse(model: LoadedModel, protection: FusedChecksum, sites: tuple[Site, ...],
     steps = steps_on(model.device.type)
     known = {site.module: site for site in sites}
     rounding = rounding_of(model.dtype, model.device.type)
-    tallies: list[Tally] = []
+    tallies: list[FusedTally] = []
     for place, layer in enumerate(decoder.layers):
         guards: dict[str, Guard] = {}
         for name, paths in GROUPS.items():
             own = [known.get(f"model.layers.{place}.{path}") for path in paths]
-            there = [site for site in own if site is not None]
+            there = tuple(site for site in own if site is not None)
             if not {part for site in there for part in site.components} & set(protection.components):
                 continue
             parts = [layer.get_submodule(path) for path in paths]
+            # Together, since which rows are nearly equal is judged over all that are added up.
             weights = torch.cat([part.weight for part in parts])
             biases = None if parts[0].bias is None else torch.cat([part.bias for part in parts])
             guards[name] = guard(linear_checksum(weights, biases), rounding)
-            tallies += [FusedTally(site, type(protection).__name__, guards[name]) for site in there]
+            tallies.append(FusedTally(there, type(protection).__name__, guards[name]))
         _replace(layer, _layer_forward(layer, steps, BlockGuards(**guards)), undo)
     _replace(decoder.norm, _norm_forward(decoder.norm, steps), undo)
     undo.callback(decoder.register_forward_pre_hook(_refuse_inner_outputs, with_kwargs=True).remove)

@@ -31,11 +31,15 @@ def add_norm_kernel(
     delta_by_outputs,
     delta_by_expected,
     delta_floor,
+    delta_norm,
+    delta_offset,
     delta_bias,
     earlier_by_inputs,
     earlier_by_outputs,
     earlier_by_expected,
     earlier_floor,
+    earlier_norm,
+    earlier_offset,
     earlier_bias,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -102,6 +106,8 @@ def add_norm_kernel(
                 delta_by_outputs,
                 delta_by_expected,
                 delta_floor,
+                delta_norm,
+                delta_offset,
                 delta_bias,
             )
         if earlier_strains is not None:
@@ -122,5 +128,7 @@ def add_norm_kernel(
                 earlier_by_outputs,
                 earlier_by_expected,
                 earlier_floor,
+                earlier_norm,
+                earlier_offset,
                 earlier_bias,
             )

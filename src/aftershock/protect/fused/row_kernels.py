@@ -1,6 +1,6 @@
 """What the kernels of a decoder's steps share: sums of rows, and a row's check.
 
-Thresholds are those of `products.Tolerance`. What a check found is in its `strains`, fp32 of shape (slots,): the
+Thresholds are those of `row_parts.Bound`. What a check found is in its `strains`, fp32 of shape (slots,): the
 largest |D| / T so far, rows dealt out to slots.
 """
 
@@ -19,12 +19,32 @@ def add_four(first, second, third, fourth, other_first, other_second, other_thir
 
 
 @triton.jit
-def judge(strains, slots, row, here, dot, squares_in, total, squares_out, inputs, outputs, expected, floor, bias):
-    """Keep |D| / T of each row; infinite where it says nothing: NaN, a norm too large for fp32, any D where T is 0."""
+def judge(
+    strains,
+    slots,
+    row,
+    here,
+    dot,
+    squares_in,
+    total,
+    squares_out,
+    inputs,
+    outputs,
+    expected,
+    floor,
+    norm,
+    offset,
+    bias,
+):
+    """Keep |D| / T of each row; infinite where it says nothing: NaN, a norm too large for fp32, any D where T is 0; and
+    where outputs are larger than inputs and the weight allow."""
     sums = dot + bias
     size = tl.abs(sums - total)
-    threshold = inputs * tl.sqrt(squares_in) + outputs * tl.sqrt(squares_out) + expected * tl.abs(sums) + floor
+    read, found = tl.sqrt(squares_in), tl.sqrt(squares_out)
+    largest = norm * read + offset
+    threshold = inputs * read + outputs * tl.minimum(found, largest) + expected * tl.abs(sums) + floor
     told = (size < float("inf")) & (threshold < float("inf")) & ((threshold > 0) | (size == 0))
+    told = told & (found <= largest + floor)
     strain = tl.where(told, size / tl.where(threshold > 0, threshold, 1.0), float("inf"))
     tl.atomic_max(strains + row % slots, strain, mask=here, sem="relaxed")
 

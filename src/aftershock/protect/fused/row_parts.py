@@ -17,14 +17,17 @@ UNSEEN = -1.0
 @dataclass(frozen=True)
 class Bound:
     """One check's threshold, `inputs` |A| + `outputs` |C| + `expected` |A . s + `bias`| + `floor` for a row of inputs A
-    and outputs C, as of `Tolerance`; and where it keeps what it found: `strains`, fp32 of shape (SLOTS,), the largest
-    |D| / T so far, above 1 where a row was wrong, UNSEEN where there was none. Row r goes to place r modulo SLOTS."""
+    and outputs C, of which |C| is at most `norm` |A| + `offset` once stored, as of `Tolerance`; and where it keeps what
+    it found: `strains`, fp32 of shape (SLOTS,), the largest |D| / T so far, above 1 where a row was wrong, UNSEEN where
+    there was none. Row r goes to place r modulo SLOTS."""
 
     strains: torch.Tensor
     inputs: float
     outputs: float
     expected: float
     floor: float
+    norm: float
+    offset: float
     bias: float
 
 
@@ -39,9 +42,12 @@ def bound(checksum: LinearChecksum, rounding: Rounding) -> Bound:
             "products don't do: check it with `check_rows`"
         )
     allowed = tolerance(checksum, rounding)
-    inputs, floor, bias = torch.stack([allowed.inputs, allowed.floor, checksum.bias_sum]).tolist()
+    largest = allowed.room * allowed.norm, allowed.room * allowed.offset
+    inputs, floor, norm, offset, bias = torch.stack(
+        [allowed.inputs, allowed.floor, *largest, checksum.bias_sum]
+    ).tolist()
     strains = torch.full((SLOTS,), UNSEEN, dtype=torch.float32, device=checksum.sums.device)
-    return Bound(strains, inputs, allowed.outputs, allowed.expected, floor, bias)
+    return Bound(strains, inputs, allowed.outputs, allowed.expected, floor, norm, offset, bias)
 
 
 @dataclass(frozen=True)
@@ -107,17 +113,23 @@ def judge(
     dot: torch.Tensor, squares_in: torch.Tensor, total: torch.Tensor, squares_out: torch.Tensor, own: Bound
 ) -> None:
     """Keep |D| / T of rows in their bound's strains; infinite where it says nothing: NaN, a norm too large for fp32,
-    any D where T is 0.
+    any D where T is 0; and where outputs are larger than inputs and the weight allow.
 
     All fp32 (rows,): dot products of inputs with the checksum, sums of squares of inputs, sums and sums of squares of
     outputs.
     """
     sums = dot + own.bias
     size = (sums - total).abs()
+    found, largest = squares_out.sqrt(), own.norm * squares_in.sqrt() + own.offset
     threshold = (
-        own.inputs * squares_in.sqrt() + own.outputs * squares_out.sqrt() + own.expected * sums.abs() + own.floor
+        own.inputs * squares_in.sqrt()
+        + own.outputs * torch.minimum(found, largest)
+        + own.expected * sums.abs()
+        + own.floor
     )
-    told = (size < torch.inf) & (threshold < torch.inf) & ((threshold > 0) | (size == 0))
+    told = (
+        (size < torch.inf) & (threshold < torch.inf) & ((threshold > 0) | (size == 0)) & (found <= largest + own.floor)
+    )
     strain = torch.where(told, size / threshold.where(threshold > 0, 1.0), torch.inf)
     place = torch.arange(len(strain), device=strain.device) % len(own.strains)
     own.strains.scatter_reduce_(0, place, strain, "amax")

@@ -22,9 +22,9 @@ def _parts(tensor: torch.Tensor | None) -> tuple[int, int]:
 def _bound(product: Made | Predicted | None) -> tuple[torch.Tensor | None, tuple[float, ...]]:
     """Where a check keeps what it found, and the numbers of its threshold."""
     if product is None:
-        return None, (0.0,) * 5
+        return None, (0.0,) * 7
     own = product.bound
-    return own.strains, (own.inputs, own.outputs, own.expected, own.floor, own.bias)
+    return own.strains, (own.inputs, own.outputs, own.expected, own.floor, own.norm, own.offset, own.bias)
 
 
 def _norm_launch(rows: int) -> tuple[int, int, bool]:

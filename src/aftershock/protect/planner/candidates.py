@@ -19,7 +19,7 @@ from aftershock.protect.configs import (
 )
 from aftershock.protect.observed import observe_bounds
 from aftershock.protect.planner.fragile import fragile_backup
-from aftershock.protect.sites import sites_of
+from aftershock.protect.sites import output_sites, sites_of
 from aftershock.study import Plan, StoredStudy, Trial
 
 MARGIN = 0.5
@@ -85,19 +85,20 @@ def _ranges(plan: Plan, study: StoredStudy) -> dict[str, dict[str, tuple[float, 
     tokens = [model.tokenizer(text, return_tensors="pt")["input_ids"] for text in texts]
     bounds = observe_bounds(model, tokens, PRODUCTS, MARGIN)
     found: dict[str, dict[str, tuple[float, float]]] = defaultdict(dict)
-    for module, component in {one.module: one.component for one in model.components.outputs}.items():
+    for module, site in output_sites(model).items():
         if module in bounds:
-            found[component][module] = bounds[module]
+            found[", ".join(site.components)][module] = bounds[module]
     return found
 
 
 def _copies(model: LoadedModel, memory: int) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Components whose parameters fit, with their names."""
+    sizes = {name: one.nbytes for name, one in model.module.named_parameters(remove_duplicate=False)}
     names: dict[str, list[str]] = defaultdict(list)
     for site in model.components.parameters:
         names[site.component].append(site.name)
     for component, own in names.items():
-        if sum(map(_sizes(model).__getitem__, own)) <= memory:
+        if sum(sizes[name] for name in own) <= memory:
             yield component, tuple(own)
 
 
@@ -108,7 +109,3 @@ def _fragile(model: LoadedModel, study: StoredStudy, memory: int) -> Sequence[Ca
     except InputError:
         return ()
     return (Candidate("copies of the most fragile parameters", backup),)
-
-
-def _sizes(model: LoadedModel) -> dict[str, int]:
-    return {name: one.nbytes for name, one in model.module.named_parameters(remove_duplicate=False)}

@@ -10,13 +10,11 @@ from itertools import chain
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers.pytorch_utils import Conv1D
 
-from aftershock.detect import LineSums, take_fingerprint
 from aftershock.errors import InputError
-from aftershock.models import ColumnCache, LoadedModel, Pass, align, cut, decode, forced_call, live_words
+from aftershock.models import ColumnCache, LoadedModel, Pass, align, cut, decode, forced_call
 from aftershock.protect.configs import Protection, Scrub
-from aftershock.protect.handle import Protected, protect
+from aftershock.protect.handle import protect
 from aftershock.replay import Batch
 from aftershock.stats import Estimate, bootstrap_interval
 
@@ -73,7 +71,7 @@ def measured_costs(
         # Nothing counts that is done once.
         _ = [_seconds(one, passes) for one in models]
         seconds = np.array([[_seconds(one, passes) for one in models] for _ in range(rounds)])
-        kept = [_nbytes(handle, part) for handle, part in zip(handles, timed, strict=True)]
+        kept = [handle.extra_bytes for handle in handles]
     lengths = float(np.mean([batch.decode_passes for batch in batches]))
     costs = []
     for one in sets:
@@ -146,25 +144,3 @@ def _now(device: torch.device) -> float:
         return time.process_time()
     torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _nbytes(protected: Protected, protections: Sequence[Protection]) -> int:
-    """Memory that protections keep: copies; of a checked product two sums of values in fp32
-    and two of words in int64 for each input; sums of rows and columns."""
-    checked = [
-        one.site.module.removesuffix(".accumulator") for one in protected.coverage if "Checksum" in one.protections
-    ]
-    sums = sum(24 * _inputs(protected.model.module.get_submodule(name)) for name in checked)
-    prints = 0
-    if any(isinstance(one, Scrub) for one in protections):
-        kept = take_fingerprint(live_words(protected.model.module)).signatures.values()
-        prints = sum(one.rows.nbytes + one.columns.nbytes for one in kept if isinstance(one, LineSums))
-    return protected.extra_bytes + sums + prints
-
-
-def _inputs(module: torch.nn.Module) -> int:
-    """Inputs of a linear module; products of attention keep nothing."""
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, torch.Tensor):
-        return 0
-    return int(weight.shape[0 if isinstance(module, Conv1D) else 1])

@@ -123,7 +123,7 @@ def detected_by(plan: Plan, trials: Iterable[Trial], protections: Sequence[Prote
     """
     chosen = _untraced(trials)
     seen: dict[int, dict[int, Seen]] = {trial.number: {} for trial in chosen}
-    for group in _together(protections):
+    for group in _groups(protections):
         for trial, found in _seen_by(plan, chosen, [_counting(protections[number]) for number in group]):
             seen[trial].update(zip(group, found, strict=True))
     return tuple(
@@ -195,7 +195,7 @@ def _counting(protection: Protection) -> Protection:
             return protection
 
 
-def _together(protections: Sequence[Protection]) -> list[list[int]]:
+def _groups(protections: Sequence[Protection]) -> list[list[int]]:
     """Numbers of protections that can look in one run, and be told apart by their kind and place."""
     groups: list[list[int]] = []
     for number, one in enumerate(protections):

@@ -1,26 +1,20 @@
 """From a study's records to a set of protections within budgets, and what it does to faults it was not chosen on."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
 
 from aftershock.errors import InputError
 from aftershock.protect.configs import Protection
-from aftershock.protect.planner.candidates import Candidate, candidates
-from aftershock.protect.planner.choice import Choice, Offers, best_choice, pareto
-from aftershock.protect.planner.costs import Cost, measured_cost, measured_costs
+from aftershock.protect.planner.choice import Choice, best_choice, pareto
+from aftershock.protect.planner.costs import Cost, measured_cost
 from aftershock.protect.planner.measured import golden_alarms
-from aftershock.protect.planner.record import CurvePoint, Offered, ProtectionPlan, Spent, rate_of
-from aftershock.protect.planner.tried import Flags, caused, due_share, fresh_faults, recorded, removal
-from aftershock.replay import Batch
+from aftershock.protect.planner.offering import Tried, tried_candidates
+from aftershock.protect.planner.record import CurvePoint, ProtectionPlan, Spent, rate_of
+from aftershock.protect.planner.tried import fresh_faults, recorded
 from aftershock.study import Plan, StoredStudy, TrialRecord, make_plan
 
 FRESH_TRIALS = 200
 """Fresh faults where their number is not given: enough for an interval of some points."""
-
-TIMED_BATCHES = 1
-"""Batches of the study that costs are measured on."""
 
 Say = Callable[[str], None]
 """Told, in a few words, what is being done now."""
@@ -52,44 +46,14 @@ def plan_protections(
     nothing that helps fits into the budgets, and for fewer than 2 fresh trials.
     """
     harmful = _checked(study, trials)
-    settings = study.settings.model_copy(update={"model": study.settings.model.model_copy(update={"spec": model})})
-    plan = make_plan(settings, say)
-    if plan.environment.model_hash != study.environment.model_hash:
-        raise InputError(
-            f"{model} is not the model of the study in {study.folder} ({study.environment.model}): its words differ; "
-            "give that model, or run a study of this one"
-        )
+    plan = _plan_of(model, study, say)
     size = sum(one.nbytes for one in plan.model.module.parameters())
     memory = int(memory_budget * size)
-    offered = candidates(plan, study, memory)
-    removes = removal(plan, harmful, offered, say)
-    useful = [number for number in range(len(offered)) if removes[:, number].any()]
-    showing = [one for one in study.trials if due_share(one)]
-    causes = caused(plan, showing, [offered[number] for number in useful], say)
-    batches = timed_batches(plan)
-    say(f"timing {len(useful)} protections")
-    costs = dict(
-        zip(useful, measured_costs(plan.model, [(offered[one].protection,) for one in useful], batches), strict=True)
-    )
-    offers = Offers(
-        removes[:, useful],
-        np.array([one.sdc_share for one in harmful], dtype=np.float64),
-        causes,
-        np.array([due_share(one) for one in showing]),
-        np.array([max(costs[number].latency.estimate, 0.0) for number in useful]),
-        np.array([float(costs[number].nbytes) for number in useful]),
-    )
-    names = [offered[number].name for number in useful]
-    eligible = sum(one.sdc_share is not None for one in study.trials)
-    choice = best_choice(offers, budget, memory)
+    tried = tried_candidates(plan, study, harmful, memory, say)
+    choice = best_choice(tried.offers, budget, memory)
     if not choice.chosen:
-        raise InputError(_nothing_fits(offers, names, budget, memory_budget))
-    numbers = [useful[number] for number in choice.chosen]
-    chosen = [offered[number] for number in numbers]
-    more = zip(showing, causes[:, list(choice.chosen)], strict=True)
-    after = {one.trial: (one.sdc_share or 0.0) + due_share(one) for one, adds in more if adds.any()}
-    after |= {one.trial: 0.0 for one, away in zip(harmful, removes[:, numbers], strict=True) if away.any()}
-    protections = tuple(one.protection for one in chosen)
+        raise InputError(_nothing_fits(tried, budget, memory_budget))
+    protections = tuple(tried.useful[place].protection for place in choice.chosen)
     fresh = fresh_faults(plan, protections, trials, say)
     say("measuring the chosen set")
     alarms, checked = golden_alarms(plan, protections)
@@ -102,30 +66,28 @@ def plan_protections(
         model_bytes=size,
         trials=len(study.trials),
         harmful=len(harmful),
-        offered=_offered(offered, removes, dict(zip(useful, causes.T, strict=True)), costs, chosen),
-        curve=tuple(
-            CurvePoint(
-                names=tuple(names[number] for number in one.chosen),
-                sdc=(offers.weights.sum() - one.removed) / eligible,
-                latency=one.latency,
-                nbytes=int(one.memory),
-            )
-            for one in pareto(offers, memory)
-        ),
-        chosen=tuple(one.name for one in chosen),
-        recorded=recorded(study.trials, after),
+        offered=tried.listed(choice.chosen),
+        curve=_curve(tried, memory, sum(one.sdc_share is not None for one in study.trials)),
+        chosen=tried.names(choice.chosen),
+        recorded=recorded(study.trials, tried.after(choice.chosen)),
         fresh=fresh,
-        cost=_spent(choice, measured_cost(plan.model, protections, batches)),
+        cost=_spent(choice, measured_cost(plan.model, protections, plan.batches[:1])),
         false_alarms=alarms,
         checked=checked,
     )
     return Planned(protections, record)
 
 
-def timed_batches(plan: Plan) -> list[Batch]:
-    """Some batches of the study, evenly taken."""
-    step = max(1, len(plan.batches) // TIMED_BATCHES)
-    return list(plan.batches[::step][:TIMED_BATCHES])
+def _plan_of(model: str, study: StoredStudy, say: Say) -> Plan:
+    """The study's plan on the model given, which must be the one that it was run on."""
+    settings = study.settings.model_copy(update={"model": study.settings.model.model_copy(update={"spec": model})})
+    plan = make_plan(settings, say)
+    if plan.environment.model_hash != study.environment.model_hash:
+        raise InputError(
+            f"{model} is not the model of the study in {study.folder} ({study.environment.model}): its words differ; "
+            "give that model, or run a study of this one"
+        )
+    return plan
 
 
 def _checked(study: StoredStudy, trials: int) -> list[TrialRecord]:
@@ -147,34 +109,29 @@ def _checked(study: StoredStudy, trials: int) -> list[TrialRecord]:
     return harmful
 
 
-def _nothing_fits(offers: Offers, names: Sequence[str], budget: float, memory_budget: float) -> str:
-    if not names:
+def _nothing_fits(tried: Tried, budget: float, memory_budget: float) -> str:
+    if not tried.useful:
         return "no protection that is known here removes any of the recorded harm: see what the study's report tells"
+    offers = tried.offers
     cheapest = int(offers.latency.argmin())
     return (
         f"nothing that helps fits into {100 * budget:g} % of latency and {100 * memory_budget:g} % of memory; the "
-        f"fastest that does, {names[cheapest]}, adds {100 * offers.latency[cheapest]:.2f} % of latency and "
+        f"fastest that does, {tried.useful[cheapest].name}, adds {100 * offers.latency[cheapest]:.2f} % of latency and "
         f"{offers.memory[cheapest] / 1e6:.2f} MB: raise --budget or --memory-budget"
     )
 
 
-def _offered(
-    offered: Sequence[Candidate],
-    removes: Flags,
-    causes: Mapping[int, Flags],
-    costs: Mapping[int, Cost],
-    chosen: Sequence[Candidate],
-) -> tuple[Offered, ...]:
+def _curve(tried: Tried, memory: float, eligible: int) -> tuple[CurvePoint, ...]:
+    """The sets worth their latency; rates are of `eligible` trials."""
+    offers = tried.offers
     return tuple(
-        Offered(
-            name=one.name,
-            removes=int(removes[:, number].sum()),
-            causes=int(causes[number].sum()) if number in causes else 0,
-            latency=rate_of(costs[number].latency) if number in costs else None,
-            nbytes=costs[number].nbytes if number in costs else None,
-            chosen=one in chosen,
+        CurvePoint(
+            names=tried.names(one.chosen),
+            sdc=(offers.weights.sum() - one.removed) / eligible,
+            latency=one.latency,
+            nbytes=int(one.memory),
         )
-        for number, one in enumerate(offered)
+        for one in pareto(offers, memory)
     )
 
 

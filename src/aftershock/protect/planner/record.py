@@ -94,35 +94,6 @@ class ProtectionPlan(_Record):
     false_alarms: int
     checked: int
 
-    def text(self) -> str:
-        """The plan for a person."""
-        fresh, cost = self.fresh, self.cost
-        moved = fresh.difference
-        by = f"{100 * moved.estimate:+.2f} points ({100 * moved.low:+.2f} to {100 * moved.high:+.2f})"
-        share = f"{cost.nbytes / 1e6:,.2f} MB, {100 * cost.nbytes / self.model_bytes:.2f} % of the model"
-        return "\n".join(
-            [
-                "chosen        " + "; ".join(self.chosen),
-                f"fresh faults  SDC {fresh.before.text()} before",
-                f"              SDC {fresh.after.text()} after",
-                f"  difference  {by}, paired by {moved.n} faults, p = {fresh.p_value:.2g}; "
-                f"{fresh.mended} mended, {fresh.caused} caused",
-                f"chosen on     SDC {self.recorded.before.text()} before",
-                f"              SDC {self.recorded.after.text()} after",
-                f"coverage      {'no fault did harm' if fresh.coverage is None else fresh.coverage.text()}",
-                f"false alarms  {self.false_alarms:,} of {self.checked:,} checks of clean runs",
-                f"latency       {share_text(cost.latency)} measured, {100 * cost.predicted:.2f} % predicted, "
-                f"budget {100 * self.budget:g} %",
-                f"  passes      prefill {share_text(cost.prefill)}, decode {share_text(cost.decode)}",
-                f"memory        {share}, budget {100 * self.memory_budget:g} %",
-            ]
-        )
-
-
-def share_text(found: Rate) -> str:
-    """A share that is added, `+1.80 % (+1.20 to +2.31)`."""
-    return f"{100 * found.estimate:+.2f} % ({100 * found.low:+.2f} to {100 * found.high:+.2f})"
-
 
 def rate_of(found: Estimate) -> Rate:
     """An estimate as records hold it."""

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from aftershock.errors import InputError
+from aftershock.files import replace_file
 from aftershock.protect.configs import Checksum, Protection
 
 VERSION = 1
@@ -16,12 +17,12 @@ _KINDS: dict[str, TypeAdapter[Any]] = {kind.__name__: TypeAdapter(kind) for kind
 
 
 def save_protections(protections: Sequence[Protection], path: Path) -> None:
-    """Write protections to a file. Raises InputError where it can't be written, and for checksums with a scheme, which
-    belongs to the file of its regions (`save_regions`)."""
+    """Write protections to a file, whole or not at all. Raises InputError where it can't be written, and for checksums
+    with a scheme, which belongs to the file of its regions (`save_regions`)."""
     if any(isinstance(one, Checksum) and one.scheme is not None for one in protections):
         raise InputError("a scheme is not kept with its checksum: save its regions, and give the scheme again")
     try:
-        path.write_text(protections_text(protections), encoding="utf-8")
+        replace_file(path, protections_text(protections))
     except OSError as error:
         raise InputError(f"{path} can't be written ({error.strerror}): give another path") from None
 

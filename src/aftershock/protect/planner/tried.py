@@ -45,7 +45,7 @@ def removal(
     if helps[:, guards].any():
         say("all range guards at once")
         seen: Flags = np.logical_or.reduce(helps[:, guards], axis=1)
-        helps[:, guards] &= removed(_together(offered), seen)[:, None]
+        helps[:, guards] &= removed(_one_guard(offered), seen)[:, None]
     removes = np.zeros_like(helps)
     for number, candidate in enumerate(offered):
         if helps[:, number].any():
@@ -54,7 +54,7 @@ def removal(
     return removes
 
 
-def _together(offered: Sequence[Candidate]) -> RangeGuard:
+def _one_guard(offered: Sequence[Candidate]) -> RangeGuard:
     """All range guards as one."""
     guards = (one.protection for one in offered)
     return RangeGuard({name: own for one in guards if isinstance(one, RangeGuard) for name, own in one.bounds.items()})

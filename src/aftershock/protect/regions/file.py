@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from aftershock.errors import InputError
+from aftershock.files import replace_file
 from aftershock.hardware import Dataflow
 from aftershock.protect.regions.fitting import FittedRegion
 
@@ -59,9 +60,9 @@ def text_digest(text: str) -> str:
 
 
 def save_regions(regions: CriticalRegions, path: Path) -> None:
-    """Write regions to a file. Raises InputError where it can't be written."""
+    """Write regions to a file, whole or not at all. Raises InputError where it can't be written."""
     try:
-        path.write_text(_File(version=VERSION, regions=regions).model_dump_json(indent=1) + "\n", encoding="utf-8")
+        replace_file(path, _File(version=VERSION, regions=regions).model_dump_json(indent=1) + "\n")
     except OSError as error:
         raise InputError(f"{path} can't be written ({error.strerror}): give another path") from error
 

@@ -16,11 +16,11 @@ import torch
 from aftershock.errors import InputError
 from aftershock.faults import distinct
 from aftershock.hardware import CriticalRegion, SystolicArray, fit_region
-from aftershock.models import LoadedModel
+from aftershock.models import LoadedModel, text_perplexity
 from aftershock.numerics import generator
-from aftershock.protect.regions.perplexity import perplexity, upper_bound
 from aftershock.protect.regions.struck_sums import changed_sums
 from aftershock.protect.tiles import as_matrices, tile_deviations
+from aftershock.stats import upper_bound
 
 LARGEST = 30
 """log2 of the largest error: with it a sum still fits an int32."""
@@ -96,13 +96,13 @@ def fit_component(
         return sums
 
     with changed_sums(model, component, look):
-        clean = perplexity(model, windows)
+        clean = text_perplexity(model, windows)
     (tiles, columns), *_ = seen
 
     def loss(log_size: int, log_frequency: int, trial: int) -> float:
         place = (log_size * (LARGEST + 1) + log_frequency) * seeds + trial
         with equal_errors(model, component, 2**log_size, 2**log_frequency, array, seed, place):
-            return perplexity(model, windows) - clean
+            return text_perplexity(model, windows) - clean
 
     points = search_border(loss, int(log2(columns)), seeds, accepted)
     return FittedRegion(component, region_of(points), tiles, clean, points)

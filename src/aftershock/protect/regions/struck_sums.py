@@ -8,6 +8,7 @@ import torch
 
 from aftershock.errors import InputError
 from aftershock.models import LoadedModel
+from aftershock.protect.sites import sites_of
 
 Change = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """From the call's number, sums, left and right operand to the sums to go on with."""
@@ -18,15 +19,12 @@ def accumulators(model: LoadedModel, component: str) -> tuple[str, ...]:
 
     Raises InputError where it has none, and where it shares them with other components.
     """
-    shared: dict[str, set[str]] = {}
-    for site in model.components.accumulators:
-        shared.setdefault(site.shown_by, set()).add(site.component)
-    own = tuple(name for name, components in shared.items() if component in components)
+    own = tuple(one for one in sites_of(model).sums if component in one.site.components)
     if not own:
         raise InputError(f'{component} has no int32 sums in {model.spec}: load it with arithmetic = "w8a8"')
-    if any(len(shared[name]) > 1 for name in own):
+    if any(len(one.site.components) > 1 for one in own):
         raise InputError(f"{component} shares its sums with other components in {model.spec}: take another model")
-    return own
+    return tuple(one.shown_by for one in own)
 
 
 @contextmanager

@@ -1,14 +1,12 @@
-"""How well a model predicts a text, and how much of that errors cost: perplexity over windows of fixed length."""
+"""How well a model predicts a text: perplexity over windows of fixed length, whole passes at a time."""
 
-from collections.abc import Sequence
-from math import exp, inf, isfinite, sqrt
-from statistics import fmean, stdev
+from math import exp, inf
+from statistics import fmean
 
 import torch
-from scipy.special import stdtrit
 
 from aftershock.errors import InputError
-from aftershock.models import LoadedModel
+from aftershock.models.loading import LoadedModel
 
 _LARGEST = 700.0
 """exp of more than this is no float."""
@@ -35,20 +33,11 @@ def text_windows(model: LoadedModel, text: str, passes: int, windows: int, lengt
 
 
 @torch.inference_mode()
-def perplexity(model: LoadedModel, windows: torch.Tensor) -> float:
+def text_perplexity(model: LoadedModel, windows: torch.Tensor) -> float:
     """exp of the mean negative log-likelihood of every token of windows (int64, shape (passes, windows, length)) but
     the first of each; inf where it is not finite. The windows of a pass go through the model together."""
     loss = fmean(_loss(model, one) for one in windows)
     return exp(loss) if loss < _LARGEST else inf
-
-
-def upper_bound(losses: Sequence[float], confidence: float = 0.95) -> float:
-    """One-sided upper bound of the mean of independent losses, by Student's t: mean + t s / sqrt(n); inf where one is
-    not finite, or where there is only one."""
-    if len(losses) < 2 or not all(map(isfinite, losses)):
-        return inf
-    quantile = float(stdtrit(len(losses) - 1, confidence))
-    return fmean(losses) + quantile * stdev(losses) / sqrt(len(losses))
 
 
 def _loss(model: LoadedModel, windows: torch.Tensor) -> float:
