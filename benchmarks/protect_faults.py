@@ -31,14 +31,12 @@ from benchmarks.protect_generations import run_generations
 from benchmarks.protect_int8 import int8_records
 from benchmarks.protect_keeping import Clock, OutOfTimeError, keep, line, missing
 from benchmarks.protect_noise import run_reshaped
-from benchmarks.protect_parts import PARTS, Drawn, Part, draw, ranges
+from benchmarks.protect_parts import BOUND_TOKENS, MARGIN, PARTS, Drawn, Part, draw, ranges
 from benchmarks.protect_prices import run_costs
 from benchmarks.protect_schemes import Json, Scheme, detectors, schemes
 from benchmarks.recorded import Lines, read_lines
 
 SEED = 11
-MARGIN = 1.0
-BOUND_TOKENS = 8192
 BUDGET = 0.05
 """Share of the parameters' bytes that copies, or check words, may take."""
 

@@ -20,6 +20,12 @@ GEMMS = ("q", "k", "v", "o", "gate", "up", "down", "lm_head")
 REDUCING = ("o", "down")
 """Components whose products reduce the dimension: LLMFI's choice."""
 
+MARGIN = 1.0
+"""Of the bounds of range guards, chosen before any other text was seen."""
+
+BOUND_TOKENS = 8192
+"""Tokens of text that set these bounds."""
+
 ITEMS = 4
 """Questions that each fault sees."""
 

@@ -27,6 +27,7 @@ from aftershock.protect.observed import widened
 from benchmarks.arguments import parser
 from benchmarks.environment import environment
 from benchmarks.false_alarms import LENGTH, text_of, windows
+from benchmarks.protect_parts import BOUND_TOKENS, MARGIN
 from benchmarks.recorded import Lines
 
 HELD_OUT, FIRST_TOKEN = 10**6, 10**5
@@ -178,8 +179,8 @@ def main() -> None:
     made.add_argument("--model", default="demo:smollm2-135m")
     made.add_argument("--dtype", default="bfloat16")
     made.add_argument("--device", default="cpu")
-    made.add_argument("--margin", type=float, default=1.0)
-    made.add_argument("--bound-tokens", type=int, default=2048)
+    made.add_argument("--margin", type=float, default=MARGIN)
+    made.add_argument("--bound-tokens", type=int, default=BOUND_TOKENS)
     made.add_argument("--first-token", type=int, default=FIRST_TOKEN, help="positions under FT2's bounds")
     made.add_argument("--seconds", type=float, default=float("inf"), help="no step begins after so long")
     made.add_argument("--rows", type=int, default=2, help=f"windows of {LENGTH} tokens in one pass")
