@@ -1,4 +1,8 @@
-"""The verb on a GPU: recovery after a whole pass, counting inside CUDA graphs, the checks that are fused."""
+"""The verb on every device that is there: recovery, counting in what is replayed, the checks that are fused.
+
+On a GPU recovery comes after a whole pass, and what is replayed is a CUDA graph; on a CPU products are computed again
+at once, and a replay is one more call.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,21 +15,37 @@ from aftershock.numerics import words
 from aftershock.protect import Checksum, FusedChecksum, protect
 from tiny_models import tiny_loaded
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
+RECOVERED = {"cpu": "down", "cuda": "pass"}
+"""The component that an event of recovery names."""
 
 DOWN = "model.layers.1.mlp.down_proj"
 GENERATE = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
 
 
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
 @pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16], ids=str)
-def model(request: pytest.FixtureRequest) -> LoadedModel:
+def model(request: pytest.FixtureRequest, device: torch.device) -> LoadedModel:
     made = tiny_loaded("llama", request.param)
-    return replace(made, module=made.module.cuda(), device=torch.device("cuda"))
+    return replace(made, module=made.module.to(device), device=device)
 
 
 @pytest.fixture
-def tokens() -> torch.Tensor:
-    return torch.arange(4, 28, device="cuda").view(2, 12)
+def tokens(device: torch.device) -> torch.Tensor:
+    return torch.arange(4, 28, device=device).view(2, 12)
+
+
+def replayed(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    if device.type == "cpu":
+        return run
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 def logits(model: LoadedModel, tokens: torch.Tensor) -> torch.Tensor:
@@ -67,7 +87,7 @@ def test_a_wrong_pass_of_a_generation_is_run_again(model: LoadedModel, tokens: t
         remove = struck_once(model, pass_)
         assert torch.equal(model.module.generate(tokens, **GENERATE), clean)
         remove()
-        assert [event.site.component for event in protected.events] == ["pass"]
+        assert [event.site.component for event in protected.events] == [RECOVERED[model.device.type]]
 
 
 def test_a_wrong_weight_is_put_back_to_the_word(model: LoadedModel, tokens: torch.Tensor):
@@ -79,18 +99,20 @@ def test_a_wrong_weight_is_put_back_to_the_word(model: LoadedModel, tokens: torc
 
 
 @pytest.mark.parametrize("protection", [Checksum(action="count"), FusedChecksum()], ids=["hooks", "fused"])
-def test_counts_are_kept_inside_a_graph(model: LoadedModel, tokens: torch.Tensor, protection: Checksum | FusedChecksum):
+def test_counts_are_kept_in_what_is_replayed(
+    model: LoadedModel, tokens: torch.Tensor, protection: Checksum | FusedChecksum
+):
+    def run() -> object:
+        return model.module(input_ids=tokens, use_cache=False)
+
     with protect(model, [protection]) as protected, torch.inference_mode():
         for _ in range(2):
-            model.module(input_ids=tokens, use_cache=False)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            model.module(input_ids=tokens, use_cache=False)
+            run()
+        replay = replayed(run, model.device)
         protected.reset()
-        graph.replay()
+        replay()
         assert {counts.wrong for counts in protected.report()} == {0}
         assert all(counts.checked for counts in protected.report())
         strike(model)
-        graph.replay()
-        wrong = {counts.site.module for counts in protected.report() if counts.wrong}
-        assert DOWN in wrong
+        replay()
+        assert DOWN in {counts.site.module for counts in protected.report() if counts.wrong}
